@@ -1,0 +1,259 @@
+"""Skeinformer: softmax attention over sampled keys, with the rest of the keys kept as one.
+
+Chen, Zeng, Hakkani-Tur, Jin, Ji, Yang, "Sketching as a Tool for Understanding and Accelerating
+Self-attention for Long Sequences", NAACL 2022, https://arxiv.org/abs/2112.05359, Algorithm 1.
+4 n d p multiply-adds; O(n) memory.
+
+Algorithm 1, lines 7-11, fills the unselected scores of a row with the geometric mean of its d
+selected ones. The geometric mean of exponentials is the exponential of the mean score, so all
+n - d filled keys act as a single one, whose key is the mean of the sampled keys, whose value is
+the mean of the unselected values, and which counts n - d times:
+
+    R = softmax([q K_J' / sqrt(p), q kbar / sqrt(p) + log(n - d)]) [V_J'; vbar]
+
+That form is exact, needs no n x d matrix, and holds for scores of any size.
+
+Departs from the paper and its release in that n is each sequence's own number of tokens, so that
+d = min(num_samples, n) and the method is exact when n <= num_samples; a row that is drawn as a
+pilot several times receives its gradient once; pilots are drawn per sequence and head, from the
+tokens of any mask.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attention.base import (
+    AttentionCore,
+    AttentionDims,
+    attendable_keys,
+    checked_count,
+    zero_padding,
+)
+from attention.sketching import (
+    gather_rows,
+    pick_tokens,
+    sample_with_replacement,
+    sample_without_replacement,
+)
+
+ColumnSampling = Literal["importance", "uniform"]
+RowNormalization = Literal["adaptive", "simple", "none", "truncated"]
+
+
+class SkeinformerAttention(AttentionCore):
+    """Algorithm 1, and its ablations as switches.
+
+    `column_sampling`: `importance` (Equation (5)) or `uniform`.
+    `row_normalization`: `adaptive` (lines 7-11); `simple`, a softmax over the sampled keys alone;
+    `none`, the unbiased sketch of Definition 3.1 under the exact denominator; `truncated`, the
+    released form of `none`, without importance weights. The last two cost O(n²).
+    `reuse_pilot`: give the pilot rows their exact output (line 12).
+    `num_pilots`: rows that estimate the sampling probabilities; the paper takes `num_samples`,
+    Lemma 1 asks for O(log n).
+    """
+
+    def __init__(
+        self,
+        dims: AttentionDims,
+        *,
+        num_samples: int,
+        num_pilots: int,
+        column_sampling: ColumnSampling,
+        row_normalization: RowNormalization,
+        reuse_pilot: bool,
+    ) -> None:
+        super().__init__(dims)
+        if column_sampling not in get_args(ColumnSampling):
+            raise ValueError(f"{column_sampling=} is not one of {get_args(ColumnSampling)}")
+        if row_normalization not in get_args(RowNormalization):
+            raise ValueError(f"{row_normalization=} is not one of {get_args(RowNormalization)}")
+        self.num_samples = checked_count("num_samples", num_samples)
+        self.num_pilots = checked_count("num_pilots", num_pilots)
+        self.column_sampling = column_sampling
+        self.row_normalization = row_normalization
+        self.reuse_pilot = reuse_pilot
+
+    def forward(
+        self,
+        q: Float[Tensor, "b h n p"],
+        k: Float[Tensor, "b h n p"],
+        v: Float[Tensor, "b h n p"],
+        token_mask: Bool[Tensor, "b n"],
+    ) -> Float[Tensor, "b h n p"]:
+        pilot_noise, column_noise = self.draw_noise(q)
+        return self.attend(q, k, v, token_mask, pilot_noise, column_noise)
+
+    def draw_noise(
+        self, q: Float[Tensor, "b h n p"]
+    ) -> tuple[Float[Tensor, "b h m"], Float[Tensor, "b h e"]]:
+        """Uniform noise for the pilots; for the columns exponential a key, or uniform a draw."""
+        b, h, n, _ = q.shape
+        pilot = torch.rand(b, h, self.num_pilots, device=q.device)
+        if self.row_normalization == "none":  # drawn with replacement
+            return pilot, torch.rand(b, h, self.num_samples, device=q.device)
+        return pilot, torch.empty(b, h, n, device=q.device).exponential_()
+
+    def attend(
+        self,
+        q: Float[Tensor, "b h n p"],
+        k: Float[Tensor, "b h n p"],
+        v: Float[Tensor, "b h n p"],
+        token_mask: Bool[Tensor, "b n"],
+        pilot_noise: Float[Tensor, "b h m"],
+        column_noise: Float[Tensor, "b h e"],
+    ) -> Float[Tensor, "b h n p"]:
+        """Algorithm 1 with given noise, shaped as `draw_noise` returns it."""
+        keys = attendable_keys(token_mask)
+        with torch.no_grad():
+            pilots = pick_tokens(keys, pilot_noise)
+            log_weights = self.column_log_weights(q, k, v, keys, pilots)
+        out = self.sketch(q, k, v, keys, log_weights, column_noise)
+        if self.reuse_pilot:
+            out = overwrite_rows(out, pilots, exact_rows(q, k, v, keys, pilots))
+        return zero_padding(out, token_mask)
+
+    def column_log_weights(
+        self,
+        q: Float[Tensor, "b h n p"],
+        k: Float[Tensor, "b h n p"],
+        v: Float[Tensor, "b h n p"],
+        keys: Bool[Tensor, "b n"],
+        pilots: Int[Tensor, "b h m"],
+    ) -> Float[Tensor, "b h n"]:
+        """Logarithm of the unnormalized sampling probabilities; -inf where there is no key."""
+        if self.column_sampling == "uniform":
+            log_weights = torch.zeros_like(q[..., 0], dtype=torch.float32)
+        else:
+            log_weights = importance_log_weights(q, k, v, keys, pilots)
+        return log_weights.masked_fill(~keys[:, None, :], float("-inf"))
+
+    def sketch(
+        self,
+        q: Float[Tensor, "b h n p"],
+        k: Float[Tensor, "b h n p"],
+        v: Float[Tensor, "b h n p"],
+        keys: Bool[Tensor, "b n"],
+        log_weights: Float[Tensor, "b h n"],
+        noise: Float[Tensor, "b h e"],
+    ) -> Float[Tensor, "b h n p"]:
+        """Every row, from the sampled columns."""
+        if self.row_normalization == "none":
+            weights = unbiased_column_weights(log_weights, noise)
+            return reweighted_softmax(q, k, v, keys, weights)
+        columns, valid = sample_without_replacement(log_weights, noise, self.num_samples)
+        if self.row_normalization == "truncated":
+            return reweighted_softmax(q, k, v, keys, indicator(columns, valid, q.shape[2]))
+        if self.row_normalization == "simple":
+            return softmax_over_columns(q, k, v, columns, valid)
+        return adaptive_row_normalization(q, k, v, keys, columns, valid)
+
+
+def importance_log_weights(
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h n p"],
+    v: Float[Tensor, "b h n p"],
+    keys: Bool[Tensor, "b n"],
+    pilots: Int[Tensor, "b h m"],
+) -> Float[Tensor, "b h n"]:
+    """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from the pilot rows of softmax."""
+    logits = (gather_rows(q, pilots) * q.shape[-1] ** -0.5) @ k.mT  # b h m n
+    probs = logits.float().masked_fill(~keys[:, None, None, :], float("-inf")).softmax(-1)
+    tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
+    column_norm = probs.square().sum(2).clamp_min(tiny).log() / 2
+    return column_norm + v.float().square().sum(-1).clamp_min(tiny).log() / 2
+
+
+def adaptive_row_normalization(
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h n p"],
+    v: Float[Tensor, "b h n p"],
+    keys: Bool[Tensor, "b n"],
+    columns: Int[Tensor, "b h d"],
+    valid: Bool[Tensor, "b h d"],
+) -> Float[Tensor, "b h n p"]:
+    """Softmax over the sampled keys and one key for all the others (lines 7-11)."""
+    num_valid = valid.sum(-1, keepdim=True)  # b h 1
+    num_rest = keys.sum(-1)[:, None, None] - num_valid
+    rest = keys[:, None, :] & ~indicator(columns, valid, q.shape[2])  # b h n
+    sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
+    mean_k = (valid / num_valid).to(k.dtype)[..., None, :] @ sampled_k  # b h 1 p
+    mean_v = (rest / num_rest.clamp_min(1)).to(v.dtype)[..., None, :] @ v
+    # In half precision log(n - d) would be off by 0.03: the bias stays in fp32 or better.
+    bias = torch.zeros_like(valid, dtype=torch.promote_types(q.dtype, torch.float32))
+    bias = bias.masked_fill(~valid, float("-inf"))
+    bias = torch.cat([bias, num_rest.to(bias.dtype).log()], dim=-1)[:, :, None, :]
+    return F.scaled_dot_product_attention(
+        q, torch.cat([sampled_k, mean_k], 2), torch.cat([sampled_v, mean_v], 2), attn_mask=bias
+    )
+
+
+def softmax_over_columns(
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h n p"],
+    v: Float[Tensor, "b h n p"],
+    columns: Int[Tensor, "b h d"],
+    valid: Bool[Tensor, "b h d"],
+) -> Float[Tensor, "b h n p"]:
+    """Softmax over the sampled keys alone: simple row normalization."""
+    return F.scaled_dot_product_attention(
+        q, gather_rows(k, columns), gather_rows(v, columns), attn_mask=valid[:, :, None, :]
+    )
+
+
+def reweighted_softmax(
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h n p"],
+    v: Float[Tensor, "b h n p"],
+    keys: Bool[Tensor, "b n"],
+    weights: Float[Tensor, "b h n"] | Bool[Tensor, "b h n"],
+) -> Float[Tensor, "b h n p"]:
+    """D⁻¹ A diag(weights) V: columns are weighted, the denominator D stays that of all keys."""
+    weighted_v = v * weights.to(v.dtype)[..., None]
+    return F.scaled_dot_product_attention(q, k, weighted_v, attn_mask=keys[:, None, None, :])
+
+
+def unbiased_column_weights(
+    log_weights: Float[Tensor, "b h n"], uniform: Float[Tensor, "b h d"]
+) -> Float[Tensor, "b h n"]:
+    """The diagonal of S S' of Definition 3.1: d draws with replacement, each worth 1 / (d p_j)."""
+    probs = log_weights.softmax(-1)
+    columns = sample_with_replacement(probs, uniform)
+    worth = 1 / (columns.shape[-1] * probs.gather(2, columns))
+    return torch.zeros_like(probs).scatter_add(2, columns, worth)
+
+
+def exact_rows(
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h n p"],
+    v: Float[Tensor, "b h n p"],
+    keys: Bool[Tensor, "b n"],
+    rows: Int[Tensor, "b h m"],
+) -> Float[Tensor, "b h m p"]:
+    """Softmax attention of the given rows."""
+    return F.scaled_dot_product_attention(
+        gather_rows(q, rows), k, v, attn_mask=keys[:, None, None, :]
+    )
+
+
+def overwrite_rows(
+    out: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h m"], new: Float[Tensor, "b h m p"]
+) -> Float[Tensor, "b h n p"]:
+    """Replace rows of `out`; of a row given several times, one copy carries the gradient."""
+    slots = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
+    last_slot = torch.zeros_like(rows[..., :1]).expand(*rows.shape[:2], out.shape[2])
+    last_slot = last_slot.scatter(2, rows, slots)
+    is_carrier = last_slot.gather(2, rows) == slots  # b h m
+    new = torch.where(is_carrier[..., None], new, new.detach())
+    return out.scatter(2, rows[..., None].expand_as(new), new)
+
+
+def indicator(
+    columns: Int[Tensor, "b h d"], valid: Bool[Tensor, "b h d"], num_keys: int
+) -> Bool[Tensor, "b h n"]:
+    """True at the valid columns."""
+    empty = torch.zeros(*columns.shape[:2], num_keys, dtype=torch.bool, device=columns.device)
+    return empty.scatter(2, columns, valid)

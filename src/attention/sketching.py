@@ -1,0 +1,58 @@
+"""Sampling tokens: what Skeinformer and Informer share.
+
+All functions are pure: the caller draws the noise, so that tests can inject it. Sampling is
+never differentiated; call it under `torch.no_grad`.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def gather_rows(
+    x: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h d"]
+) -> Float[Tensor, "b h d p"]:
+    """Rows of `x` by index, per sequence and head."""
+    return x.gather(2, rows[..., None].expand(*rows.shape, x.shape[-1]))
+
+
+def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> Int[Tensor, "b h m"]:
+    """Indices of True keys, uniform with replacement, from noise in [0, 1).
+
+    Noise u picks the floor(u * count)-th True key, wherever the mask has its holes. Each sequence
+    needs at least one True key.
+    """
+    rank_of_key = keys.cumsum(-1)  # b n
+    num_keys = rank_of_key[:, -1, None, None]
+    # u * count may round up to count
+    rank = (uniform.double() * num_keys).long().clamp_max(num_keys - 1)
+    return torch.searchsorted(rank_of_key, (rank + 1).flatten(1)).view_as(rank)
+
+
+def sample_without_replacement(
+    log_weights: Float[Tensor, "b h n"], exponential: Float[Tensor, "b h n"], num_samples: int
+) -> tuple[Int[Tensor, "b h d"], Bool[Tensor, "b h d"]]:
+    """Distinct indices drawn one after the other in proportion to the remaining weights.
+
+    The exponential form of the Gumbel top-k trick (Vieira, 2014; Kool et al., ICML 2019, Section
+    2.3): the d smallest of E_i / w_i, E_i standard exponential, follow the Plackett-Luce law.
+
+    Returns d = min(num_samples, n) indices and which of them hold a sample: where fewer than d
+    weights are non-zero, the remaining slots are False and hold indices of weight zero.
+    """
+    tiny = torch.finfo(exponential.dtype).tiny
+    arrival = log_weights - exponential.clamp_min(tiny).log()
+    value, index = arrival.topk(min(num_samples, log_weights.shape[-1]), dim=-1, sorted=False)
+    return index, value > float("-inf")
+
+
+def sample_with_replacement(
+    probs: Float[Tensor, "b h n"], uniform: Float[Tensor, "b h d"]
+) -> Int[Tensor, "b h d"]:
+    """Independent indices with the given probabilities, by inversion of noise in [0, 1)."""
+    cumulative = probs.double().cumsum(-1)
+    target = uniform * cumulative[..., -1:]
+    index = torch.searchsorted(cumulative, target, right=True)
+    # u * total may round up to the total: step back to the last index with weight
+    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return index.minimum(last)
