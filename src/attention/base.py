@@ -33,6 +33,7 @@ class AttentionCore(nn.Module, ABC):
     - `self.training` may switch attention dropout and nothing else.
 
     Impossible hyper-parameters raise `ValueError` at construction, with the value and the limit.
+    What a method cannot promise, `not_promised` says; `attention.conformance` checks both.
     """
 
     projections: ClassVar[Literal["q,k,v", "qk,v", "v"]] = "q,k,v"
@@ -51,6 +52,13 @@ class AttentionCore(nn.Module, ABC):
         token_mask: Bool[Tensor, "b n"],
     ) -> Float[Tensor, "b h n p"]:
         """Attend; see the class for the contract."""
+
+    def not_promised(self) -> dict[str, str]:
+        """The properties of `attention.conformance` that do not hold, each with the reason.
+
+        May depend on the hyper-parameters. A declared property that holds after all is an error.
+        """
+        return {}
 
 
 def zero_padding(

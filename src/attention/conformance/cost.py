@@ -1,0 +1,85 @@
+"""Cost of a training step through a core: time, memory kept for backward, multiply-adds."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention.base import AttentionCore, AttentionDims
+from attention.conformance.subject import inputs_for, lengths_mask
+
+LENGTHS = (512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one sequence of n tokens, h = 2, p = 32."""
+
+    num_tokens: int
+    seconds: float
+    """Forward and backward, the fastest of some repetitions."""
+    saved_bytes: int
+    """Unique storage that autograd keeps for the backward pass, inputs included."""
+    multiply_adds: float
+    """Of the forward pass, per head; matrix products alone."""
+
+
+def costs(
+    build: Callable[[AttentionDims], AttentionCore], lengths: Sequence[int] = LENGTHS
+) -> list[Cost]:
+    """Costs in float32, in evaluation mode, at several lengths without padding."""
+    dims = AttentionDims(num_heads=2, head_dim=32, max_seq_len=max(lengths))
+    core = build(dims).eval()
+    return [cost(core, num_tokens) for num_tokens in lengths]
+
+
+def cost(core: AttentionCore, num_tokens: int) -> Cost:
+    """Cost of one sequence."""
+    mask = lengths_mask([num_tokens], num_tokens)
+    inputs = inputs_for(core, mask, dtype=torch.float32)
+    leaves = inputs.map(lambda leaf: leaf.contiguous().requires_grad_())
+    arguments = (*leaves.qkv, mask)
+    with torch.random.fork_rng(devices=[]):
+        saved = saved_bytes(core, arguments)
+        seconds = min(step_seconds(core, arguments) for _ in range(2))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
+            core(*arguments)
+    multiply_adds = flops.get_total_flops() / 2 / core.dims.num_heads
+    return Cost(num_tokens, seconds, saved, multiply_adds)
+
+
+def step_seconds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:
+    """Wall time of a forward and a backward pass on the CPU."""
+    start = time.perf_counter()
+    core(*arguments).sum().backward()
+    return time.perf_counter() - start
+
+
+def saved_bytes(core: AttentionCore, arguments: tuple[Tensor, ...]) -> int:
+    """Unique storage that autograd keeps, parameters excluded."""
+    owned = {p.untyped_storage().data_ptr() for p in (*core.parameters(), *core.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = core(*arguments)
+    out.sum().backward()
+    return sum(t.untyped_storage().nbytes() for ptr, t in kept.items() if ptr not in owned)
+
+
+def exponent(lengths: Sequence[int], figures: Sequence[float]) -> float:
+    """The slope of log figure over log length, by least squares; NaN without figures."""
+    if min(figures) <= 0:
+        return math.nan
+    x = torch.tensor(lengths, dtype=torch.float64).log2()
+    y = torch.tensor(figures, dtype=torch.float64).log2()
+    x = x - x.mean()
+    return float(x @ y / (x @ x))

@@ -1,0 +1,68 @@
+"""One pass over a split: whole, in fixed order, every example once."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lra.measure import synchronize
+from lra.tasks.base import Examples
+
+EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss (nats) and accuracy (fraction) over `count` examples; `constant_accuracy` is that
+    of always answering the class which is most frequent among them."""
+
+    loss: float
+    accuracy: float
+    count: int
+    constant_accuracy: float
+    seconds: float
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    *,
+    batch_size: int,
+    max_examples: int | None,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> Evaluation:
+    """Evaluate the first `max_examples` examples (None: all).
+
+    Methods that sample do so from a fixed seed, and the training's random state is left alone:
+    how often a run is evaluated does not change its weights.
+    """
+    count = len(examples) if max_examples is None else min(max_examples, len(examples))
+    was_training = model.training
+    model.eval()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    synchronize(device)
+    start = time.perf_counter()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(EVALUATION_SEED)
+        for first in range(0, count, batch_size):
+            batch = examples.batch(np.arange(first, min(first + batch_size, count))).to(device)
+            with autocast:
+                logits = model(batch.tokens, batch.token_mask)
+            loss_sum += F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+            num_correct += (logits.argmax(-1) == batch.labels).sum()
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    model.train(was_training)
+    return Evaluation(
+        loss=loss_sum.item() / count,
+        accuracy=num_correct.item() / count,
+        count=count,
+        constant_accuracy=np.bincount(examples.labels[:count]).max().item() / count,
+        seconds=seconds,
+    )

@@ -1,0 +1,1 @@
+"""The tasks: readers of prepared data, and the generators that regenerate it."""

@@ -1,0 +1,87 @@
+"""The contract of a task: what a batch is, and where its examples come from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """s sequences an example: 1, or 2 where two documents are compared."""
+
+    tokens: Int[Tensor, "b s n"]
+    """Ids in [0, vocab_size); whatever stands at padding is never read."""
+    token_mask: Bool[Tensor, "b s n"]
+    """True at tokens."""
+    labels: Int[Tensor, " b"]
+    """In [0, num_classes)."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(
+            self.tokens.to(device, non_blocking=True),
+            self.token_mask.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+        )
+
+    def split(self, size: int) -> list["Batch"]:
+        """Micro-batches of at most `size` examples, in order."""
+        pieces = (self.tokens.split(size), self.token_mask.split(size), self.labels.split(size))
+        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
+
+
+class Examples(Protocol):
+    """One split: finite, in fixed order, without randomness."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The label of every example."""
+        ...
+
+    def batch(self, indices: Int[np.ndarray, " b"]) -> Batch:
+        """The examples at `indices`, padded to the task's `max_seq_len`."""
+        ...
+
+
+class Task(Protocol):
+    """Prepared data and what a model has to know about them."""
+
+    vocab_size: int
+    num_classes: int
+    max_seq_len: int
+    """Every batch is padded to it, so that the time of a step compares across runs."""
+    num_sequences: int
+    source_kind: Literal["official", "regenerated", "stand-in"]
+    fingerprint: str
+    """sha256 of the content of the prepared data."""
+    val_is_test: bool
+    """Whether the validation split is the test split, as in published runs on Text."""
+
+    def examples(self, split: Split) -> Examples:
+        """The examples of a split."""
+        ...
+
+
+def pad(
+    sequences: Sequence[Int[np.ndarray, " n"]], max_seq_len: int
+) -> tuple[Int[Tensor, "b 1 n"], Bool[Tensor, "b 1 n"]]:
+    """Stack sequences, cut or filled with zeros to `max_seq_len`; the mask is True at tokens."""
+    tokens = np.zeros((len(sequences), max_seq_len), dtype=np.int64)
+    lengths = np.empty(len(sequences), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        lengths[row] = min(len(sequence), max_seq_len)
+        tokens[row, : lengths[row]] = sequence[:max_seq_len]
+    mask = np.arange(max_seq_len) < lengths[:, None]
+    return torch.from_numpy(tokens)[:, None], torch.from_numpy(mask)[:, None]

@@ -1,0 +1,156 @@
+"""ListOps: evaluate a nested prefix expression over digits; 10 classes.
+
+Nangia & Bowman, "ListOps: A Diagnostic Dataset for Latent Tree Learning", 2018, in the long form
+of Tay et al., "Long Range Arena", ICLR 2021, Section 2.2.1.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from lra.tasks.base import Batch, Split, pad
+from lra.tasks.listops_generator import GENERATOR_VERSION, VOCAB, ListOpsRule, generate
+from lra.tasks.store import DataCorruptError, Sequences, Store, build_lock, write_store
+
+SPLIT_KEYS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+CLOSING_BRACKET = VOCAB.index("]")
+
+log = logging.getLogger(__name__)
+
+
+class ListOps:
+    """Prepared ListOps data.
+
+    `brackets="drop"` removes closing brackets, as the paper's release does: its trees are
+    ambiguous.
+    """
+
+    num_classes = 10
+    num_sequences = 1
+    vocab_size = len(VOCAB)
+    val_is_test = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        data_dir: str,
+        verify: bool,
+        max_seq_len: int,
+        brackets: Literal["keep", "drop"],
+    ) -> None:
+        if brackets not in ("keep", "drop"):
+            raise ValueError(f"protocol.listops_brackets={brackets} is not one of keep, drop")
+        self.max_seq_len = max_seq_len
+        self.brackets = brackets
+        self.store = Store.open(
+            Path(data_dir) / name,
+            verify=verify,
+            rebuild_command=rebuild_command(name, data_dir),
+        )
+        self.source_kind = self.store.manifest["source"]["kind"]
+        self.fingerprint = self.store.fingerprint
+
+    def examples(self, split: Split) -> "ListOpsExamples":
+        """The examples of a split."""
+        return ListOpsExamples(self.store.split(split), self.max_seq_len, self.brackets)
+
+
+class ListOpsExamples:
+    """One split of ListOps."""
+
+    def __init__(
+        self, sequences: Sequences, max_seq_len: int, brackets: Literal["keep", "drop"]
+    ) -> None:
+        self.sequences = sequences
+        self.max_seq_len = max_seq_len
+        self.brackets = brackets
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @cached_property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The value of each expression."""
+        return np.asarray(self.sequences.labels)
+
+    def batch(self, indices: Int[np.ndarray, " b"]) -> Batch:
+        """Expressions, padded."""
+        starts, ends = self.sequences.offsets[indices], self.sequences.offsets[indices + 1]
+        tokens = [self.sequences.tokens[a:b] for a, b in zip(starts, ends, strict=True)]
+        if self.brackets == "drop":
+            tokens = [t[t != CLOSING_BRACKET] for t in tokens]
+        padded, mask = pad(tokens, self.max_seq_len)
+        return Batch(padded, mask, torch.from_numpy(self.labels[indices].astype(np.int64)))
+
+
+def prepare(
+    *,
+    name: str,
+    data_dir: str,
+    rule: ListOpsRule,
+    num_examples: Mapping[Split, int],
+    seed: int,
+    num_workers: int,
+    progress: Callable[[int], object],
+) -> Store:
+    """Generate the splits into `data_dir/name`, unless exactly these data are there already.
+
+    Damaged data are generated again. Raises `ValueError` where other data have that place.
+    """
+    directory = Path(data_dir) / name
+    source = {
+        "kind": "regenerated",
+        "generator": "lra.tasks.listops_generator",
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "rule": vars(rule),
+        "num_examples": dict(num_examples),
+    }
+    with build_lock(directory):
+        if is_prepared(directory, source, rebuild_command(name, data_dir)):
+            log.info("already prepared: %s", directory)
+        else:
+            splits: dict[str, Sequences] = {
+                split: generate(
+                    rule,
+                    seed=seed,
+                    split=SPLIT_KEYS[split],
+                    num_examples=count,
+                    num_workers=num_workers,
+                    progress=progress,
+                )
+                for split, count in num_examples.items()
+            }
+            provenance = source | {"numpy_version": np.__version__}
+            write_store(directory, task=name, source=provenance, splits=splits)
+    return Store.open(directory, verify=False, rebuild_command=rebuild_command(name, data_dir))
+
+
+def is_prepared(directory: Path, source: Mapping[str, object], command: str) -> bool:
+    """Whether `directory` holds data from this source, undamaged."""
+    if not directory.exists():
+        return False
+    try:
+        present = Store.open(directory, verify=True, rebuild_command=command).manifest["source"]
+    except DataCorruptError as error:
+        log.warning("building again: %s", error)
+        return False
+    for key, wanted in source.items():
+        if present.get(key) != wanted:
+            raise ValueError(
+                f"{directory} was prepared with {key}={present.get(key)}, not {wanted}; "
+                f"choose another data_dir=FOLDER, or delete that directory"
+            )
+    return True
+
+
+def rebuild_command(name: str, data_dir: str) -> str:
+    """What to type to get the data back."""
+    return f"python scripts/prepare_data.py task={name} data_dir={data_dir}"
