@@ -13,11 +13,6 @@ BLOCK, RANDOM, HEADS, DIM = 4, 2, 3, 5
 ALWAYS_FULL = (4 + RANDOM) * BLOCK
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def build(max_seq_len: int, num_random_blocks: int = RANDOM) -> BigBirdAttention:
     dims = AttentionDims(HEADS, DIM, max_seq_len)
     return BigBirdAttention(dims, block_size=BLOCK, num_random_blocks=num_random_blocks)
@@ -139,7 +134,7 @@ def test_each_row_takes_the_window_the_ends_and_as_many_random_blocks_as_there_a
 
 
 def test_random_blocks_are_uniform_over_the_other_blocks_of_the_whole_sequence() -> None:
-    num_tables, c = 20_000, 10
+    num_tables, c = 5_000, 24
     table = block_table(torch.rand(num_tables, c + 2, c + 2), c, RANDOM)
     for i in range(1, c - 1):
         others = [j for j in range(c) if j not in {0, c - 1, i - 1, i, i + 1}]

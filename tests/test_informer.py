@@ -21,11 +21,6 @@ from attention.informer import (
 DIM = 5
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def build(
     num_heads: int, max_seq_len: int, *, masked: bool, num_features: int = 6
 ) -> InformerAttention:

@@ -89,3 +89,10 @@ def checked_count(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name}={value} is not a positive integer")
     return value
+
+
+def checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value, if it is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value} is not one of {', '.join(choices)}")
+    return value

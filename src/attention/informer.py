@@ -57,6 +57,12 @@ class InformerAttention(AttentionCore):
         self.num_queries = num_active_queries(num_features, dims.max_seq_len)
         self.masks_padding = masks_padding
 
+    def not_promised(self) -> dict[str, str]:
+        if self.masks_padding:
+            return {}
+        reason = "padding is sampled, picked, attended to and averaged, as in the paper's row"
+        return dict.fromkeys(("padding_length", "padding_content", "holes"), reason)
+
     def forward(
         self,
         q: Float[Tensor, "b h n p"],

@@ -30,6 +30,7 @@ from attention.base import (
     AttentionCore,
     AttentionDims,
     attendable_keys,
+    checked_choice,
     checked_count,
     zero_padding,
 )
@@ -67,10 +68,8 @@ class SkeinformerAttention(AttentionCore):
         reuse_pilot: bool,
     ) -> None:
         super().__init__(dims)
-        if column_sampling not in get_args(ColumnSampling):
-            raise ValueError(f"{column_sampling=} is not one of {get_args(ColumnSampling)}")
-        if row_normalization not in get_args(RowNormalization):
-            raise ValueError(f"{row_normalization=} is not one of {get_args(RowNormalization)}")
+        checked_choice("column_sampling", column_sampling, get_args(ColumnSampling))
+        checked_choice("row_normalization", row_normalization, get_args(RowNormalization))
         self.num_samples = checked_count("num_samples", num_samples)
         self.num_pilots = checked_count("num_pilots", num_pilots)
         self.column_sampling = column_sampling
@@ -180,8 +179,8 @@ def adaptive_row_normalization(
     num_rest = keys.sum(-1)[:, None, None] - num_valid
     rest = keys[:, None, :] & ~indicator(columns, valid, q.shape[2])  # b h n
     sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
-    mean_k = (valid / num_valid).to(k.dtype)[..., None, :] @ sampled_k  # b h 1 p
-    mean_v = (rest / num_rest.clamp_min(1)).to(v.dtype)[..., None, :] @ v
+    mean_k = (valid.to(k.dtype) / num_valid)[..., None, :] @ sampled_k  # b h 1 p
+    mean_v = (rest.to(v.dtype) / num_rest.clamp_min(1))[..., None, :] @ v
     # In half precision log(n - d) would be off by 0.03: the bias stays in fp32 or better.
     bias = torch.zeros_like(valid, dtype=torch.promote_types(q.dtype, torch.float32))
     bias = bias.masked_fill(~valid, float("-inf"))

@@ -2,7 +2,6 @@
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,7 +17,7 @@ class Interrupt:
         self.requested = False
         self._signum: int = signal.SIGINT
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interrupt":
         self._previous = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
         return self
 

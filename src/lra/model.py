@@ -1,6 +1,6 @@
 """The Transformer encoder of the paper and the classifier on top of it."""
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,7 @@ from attention.multihead import MultiHeadAttention
 Pooling = Literal["token_mean", "padded_mean"]
 
 
+@runtime_checkable
 class AttentionFactory(Protocol):
     """Builds the core of one layer."""
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lra.record import RunIdentity, write_text
 
@@ -14,6 +14,7 @@ Metrics = Mapping[str, float | int | None]
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Follows one run. It mirrors `metrics.jsonl` and `record.json`; nothing is read back."""
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
 from attention.base import AttentionCore, AttentionDims
 
@@ -57,10 +58,11 @@ def load_miniature(
     return load_attention(name, num_features, [*sizes, *overrides])
 
 
-def composed(name: str, num_features: int, overrides: Sequence[str]) -> DictConfig:
-    """The node `attention` of a run with this variant."""
+def composed(name: str, num_features: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved node `attention` of a run with this variant."""
     if name not in variant_names():
         raise ValueError(f"no attention variant {name!r}; there are {', '.join(variant_names())}")
     roots = [f"+attention={name}", f"+num_features={num_features}"]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose(overrides=[*roots, *overrides]).attention
+        config = compose(overrides=[*roots, *overrides])
+    return OmegaConf.to_container(config, resolve=True)["attention"]

@@ -75,7 +75,7 @@ def saved_bytes(core: AttentionCore, arguments: tuple[Tensor, ...]) -> int:
     return sum(t.untyped_storage().nbytes() for ptr, t in kept.items() if ptr not in owned)
 
 
-def exponent(lengths: Sequence[int], figures: Sequence[float]) -> float:
+def exponent(lengths: Sequence[int], figures: Sequence[float | int]) -> float:
     """The slope of log figure over log length, by least squares; NaN without figures."""
     if min(figures) <= 0:
         return math.nan

@@ -6,11 +6,13 @@ need no cooperation from it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,11 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 
-def noise_at(shape: Sequence[int], stream: int, dtype: torch.dtype = torch.float64) -> Tensor:
+@lru_cache(maxsize=256)
+def noise_at(
+    shape: tuple[int, ...], stream: int, dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "..."]:
     """Uniform noise in (0, 1) that depends on the coordinates of an entry, and not on the shape.
 
     A tensor's noise is the corner of that of any larger one. `stream` selects independent noise;
-    the resolution is that of `dtype`, so that a cast to it cannot reach 1.
+    the resolution is that of `dtype`, so that a cast to it cannot reach 1. Calls share the result:
+    do not write to it.
     """
     word = scrambled(torch.full((), stream + 1))
     for dim, size in enumerate(shape):
@@ -32,7 +38,7 @@ def noise_at(shape: Sequence[int], stream: int, dtype: torch.dtype = torch.float
     return (((word >> (64 - bits)) & ((1 << bits) - 1)).double() + 0.5) * 2.0**-bits
 
 
-def scrambled(word: Tensor) -> Tensor:
+def scrambled(word: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     """A 64-bit hash of every entry: the finalizer of SplitMix64, on wrapping integers."""
     word = word * -7046029254386353131
     word = (word ^ ((word >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
@@ -40,12 +46,12 @@ def scrambled(word: Tensor) -> Tensor:
     return word ^ ((word >> 31) & 0x1FFFFFFFF)
 
 
-def normal(uniform: Tensor) -> Tensor:
+def normal(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Standard normal noise by inversion."""
     return torch.erfinv(2 * uniform - 1) * math.sqrt(2)
 
 
-def integers(uniform: Tensor, *bounds: Any) -> Tensor:
+def integers(uniform: Float[Tensor, "*shape"], *bounds: Any) -> Float[Tensor, "*shape"]:
     """Integers in [0, high) or [low, high), from the bounds that stand before the size."""
     low, high = bounds if len(bounds) == 2 else (0, bounds[0])
     return (low + (high - low) * uniform).floor()
@@ -119,7 +125,7 @@ class ReplayedChoices(TorchDispatchMode):
         self.recorded: list[Tensor] = []
         self.replayed: Iterator[Tensor] | None = None
 
-    def replay(self) -> Self:
+    def replay(self) -> "ReplayedChoices":
         """The mode, about to repeat the recorded choices."""
         self.replayed = iter(self.recorded)
         return self

@@ -33,9 +33,9 @@ def shapes(subject: Subject) -> Iterator[Measurement]:
         core = subject.core(dtype=dtype)
         inputs = inputs_for(core, lengths_mask(LENGTHS, NUM_TOKENS), dtype=dtype)
         out, gradients = attend_with_gradients(core, inputs)
-        same = out.shape == inputs.qkv[2].shape and out.dtype == dtype
+        differs = float(out.shape != inputs.qkv[2].shape or out.dtype != dtype)
         cause = "the output has not the shape and dtype of v"
-        yield Measurement(f"{tuple(out.shape)} {out.dtype} for {dtype}", float(not same), 0.0, cause)
+        yield Measurement(f"{tuple(out.shape)} {out.dtype} for {dtype}", differs, 0.0, cause)
         bad = num_nonfinite(out, *gradients.leaves)
         yield Measurement(f"non-finite entries, {dtype}", bad, 0.0, "overflow in a low precision")
         rest = largest(out * ~inputs.at_tokens)
@@ -55,9 +55,8 @@ def large_scores(subject: Subject) -> Iterator[Measurement]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         core = subject.core(dtype=dtype)
         for max_score in (60.0, 100.0, 1000.0):
-            inputs = scaled_to(core, max_score).map(lambda leaf, to=dtype: leaf.to(to))
-            results = low_and_exact(core, inputs)
-            for what, actual, expected, rounded in results:
+            inputs = scaled_to(core, max_score).to(dtype)
+            for what, actual, expected, rounded in low_and_exact(core, inputs):
                 where = f"{what}, scores to {max_score:g}, {dtype}"
                 cause = "overflow of exp: subtract the maximum, or leave it to a softmax"
                 yield Measurement(f"non-finite, {where}", num_nonfinite(actual), 0.0, cause)
@@ -72,7 +71,7 @@ def low_and_exact(
     core: AttentionCore, inputs: Inputs
 ) -> Iterator[tuple[str, Tensor, Tensor, list[Tensor]]]:
     """Output and gradients: as computed, in float64, and in float64 from perturbed inputs."""
-    exact_core, exact_inputs = deepcopy(core).double(), inputs.map(Tensor.double)
+    exact_core, exact_inputs = deepcopy(core).double(), inputs.to(torch.float64)
     unit = torch.finfo(inputs.leaves[0].dtype).eps / 2
     choices = ReplayedChoices()
     with choices:
@@ -80,16 +79,18 @@ def low_and_exact(
     with choices.replay():
         low = attend_with_gradients(core, inputs)
     others = []
-    for stream in (41, 42, 43):
-        perturbed = exact_inputs.map(
-            lambda leaf, stream=stream: leaf * (1 + unit * normal(noise_at(leaf.shape, stream)))
-        )
+    for stream in (41, 42):
         with choices.replay():
-            others.append(attend_with_gradients(exact_core, perturbed))
+            others.append(attend_with_gradients(exact_core, perturbed(exact_inputs, unit, stream)))
     yield "output", low[0], exact[0], [other[0] for other in others]
     for index, name in enumerate(core.projections.split(",")):
         gradients = [result[1].leaves[index] for result in (low, exact, *others)]
         yield f"gradient of {name}", gradients[0], gradients[1], gradients[2:]
+
+
+def perturbed(inputs: Inputs, unit: float, stream: int) -> Inputs:
+    """Inputs with a relative error of the given standard deviation."""
+    return inputs.map(lambda leaf: leaf * (1 + unit * normal(noise_at(leaf.shape, stream))))
 
 
 def scaled_to(core: AttentionCore, max_score: float) -> Inputs:

@@ -63,17 +63,12 @@ def garbage(subject: Subject, mask: Bool[Tensor, "b n"]) -> Iterator[Measurement
         inputs = inputs_for(core, mask, dtype=dtype)
         out, gradients = attend_with_gradients(core, inputs.with_padding(0.0))
         dirty, dirty_gradients = attend_with_gradients(core, inputs.with_padding(GARBAGE))
-        padding = ~inputs.at_tokens
         cause = "padding takes part as key, value or sample: is the mask applied, not inverted?"
-        tokens = inputs.at_tokens
-        error = relative_error(dirty * tokens, out * tokens)
+        error = relative_error(dirty * inputs.at_tokens, out * inputs.at_tokens)
         yield Measurement(f"output at tokens, {dtype}", error, limit, cause)
-        error = gradient_error(
-            dirty_gradients.map(lambda leaf: leaf * tokens),
-            gradients.map(lambda leaf: leaf * tokens),
-        )
+        error = gradient_error(dirty_gradients.with_padding(0.0), gradients.with_padding(0.0))
         yield Measurement(f"gradient at tokens, {dtype}", error, limit, cause)
-        leaked = largest(*(leaf * padding for leaf in dirty_gradients.leaves))
+        leaked = largest(*(leaf * ~inputs.at_tokens for leaf in dirty_gradients.leaves))
         yield Measurement(f"gradient at padding, {dtype}", leaked, 0.0, cause)
 
 
@@ -95,7 +90,7 @@ def empty_sequence(subject: Subject) -> Iterator[Measurement]:
 
 
 def short_sequences(subject: Subject) -> Iterator[Measurement]:
-    """Every short length, of the sequence and of its tokens; blocks and features plus and minus 1."""
+    """Every short length, of the sequence and of its tokens; whole blocks plus and minus one."""
     core = subject.core()
     around = [factor * BLOCK_SIZE + offset for factor in (2, 4, 8) for offset in (-1, 0, 1)]
     counts = sorted({*range(1, NUM_FEATURES + 2), *around, NUM_TOKENS, core.dims.max_seq_len})

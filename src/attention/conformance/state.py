@@ -32,8 +32,8 @@ def parameters(subject: Subject) -> Iterator[Measurement]:
     cause = "a tensor attribute moves and saves with the module only as parameter or buffer"
     yield Measurement(f"plain tensors {plain}", float(len(plain)), 0.0, cause)
     inputs = inputs_for(core, lengths_mask([core.dims.max_seq_len] * 2, core.dims.max_seq_len))
-    loss = attend(core, inputs.map(lambda leaf: leaf.requires_grad_())).square().sum()
-    loss.backward()
+    leaves = inputs.map(lambda leaf: leaf.detach().requires_grad_())
+    attend(core, leaves).square().sum().backward()
     untrained = [name for name, p in core.named_parameters() if p.grad is None or not p.grad.any()]
     cause = "a frozen, detached or unused parameter; what is not trained is a buffer"
     yield Measurement(f"untrained parameters {untrained}", float(len(untrained)), 0.0, cause)
@@ -128,10 +128,7 @@ def seeded_gradients(core: AttentionCore, inputs: Inputs, recompute: bool) -> tu
     torch.manual_seed(0)
     leaf_inputs = inputs.map(lambda leaf: leaf.detach().requires_grad_())
     arguments = (*leaf_inputs.qkv, inputs.token_mask)
-    if recompute:
-        out = checkpoint(core, *arguments, use_reentrant=False)
-    else:
-        out = core(*arguments)
+    out = checkpoint(core, *arguments, use_reentrant=False) if recompute else core(*arguments)
     return torch.autograd.grad(
         out.square().sum(),
         (*leaf_inputs.leaves, *core.parameters()),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -90,26 +89,31 @@ class Inputs:
         """The token mask, to select from an output."""
         return self.token_mask[:, None, :, None]
 
-    def map(self, change: Callable[[Tensor], Tensor], token_mask: Tensor | None = None) -> Self:
+    def map(self, change: Callable[[Tensor], Tensor], token_mask: Tensor | None = None) -> "Inputs":
         """Inputs with every tensor changed, and another mask if one is given."""
         mask = self.token_mask if token_mask is None else token_mask
-        return type(self)(tuple(change(leaf) for leaf in self.leaves), mask)
+        return Inputs(tuple(change(leaf) for leaf in self.leaves), mask)
 
-    def sequences(self, which: slice) -> Self:
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        """The inputs in another precision."""
+        return self.map(lambda leaf: leaf.to(dtype))
+
+    def sequences(self, which: slice) -> "Inputs":
         """Some of the sequences."""
         return self.map(lambda leaf: leaf[which], self.token_mask[which])
 
-    def first_tokens(self, count: int) -> Self:
+    def first_tokens(self, count: int) -> "Inputs":
         """The sequences cut to their first positions."""
         return self.map(lambda leaf: leaf[:, :, :count], self.token_mask[:, :count])
 
-    def with_padding(self, content: float) -> Self:
-        """The same tokens, with noise of the given scale in the padding."""
-        return self.map(
-            lambda leaf: torch.where(
-                self.at_tokens, leaf, content * normal(noise_at(leaf.shape, 99)).to(leaf.dtype)
-            )
-        )
+    def with_padding(self, scale: float) -> "Inputs":
+        """The same tokens, with normal noise of the given scale in the padding."""
+
+        def padded(leaf: Tensor) -> Tensor:
+            noise = scale * normal(noise_at(leaf.shape, 99))
+            return torch.where(self.at_tokens, leaf, noise.to(leaf.dtype))
+
+        return self.map(padded)
 
 
 def inputs_for(
@@ -157,8 +161,8 @@ def attend_with_gradients(
     return out.detach(), Inputs(gradients, inputs.token_mask)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Frobenius norm of the difference over that of the expectation, or over 1e-3 if that is larger.
+def relative_error(actual: Float[Tensor, "*shape"], expected: Float[Tensor, "*shape"]) -> float:
+    """Norm of the difference over that of the expectation, or over 1e-3 if that is larger.
 
     The inputs are of unit scale: below 1e-3 a gradient is rounding. Infinite if not finite.
     """

@@ -37,7 +37,7 @@ class Verdict:
     """What became of one property of one variant."""
 
     variant: str
-    property: Property
+    checked: Property
     worst: Measurement
     """The first figure above its limit, or the one closest to it."""
     reason: str | None

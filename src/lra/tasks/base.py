@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
@@ -40,6 +40,7 @@ class Batch:
         return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """One split: finite, in fixed order, without randomness."""
 
@@ -55,6 +56,7 @@ class Examples(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """Prepared data and what a model has to know about them."""
 
@@ -75,7 +77,7 @@ class Task(Protocol):
 
 
 def pad(
-    sequences: Sequence[Int[np.ndarray, " n"]], max_seq_len: int
+    sequences: Sequence[UInt8[np.ndarray, "_"]], max_seq_len: int
 ) -> tuple[Int[Tensor, "b 1 n"], Bool[Tensor, "b 1 n"]]:
     """Stack sequences, cut or filled with zeros to `max_seq_len`; the mask is True at tokens."""
     tokens = np.zeros((len(sequences), max_seq_len), dtype=np.int64)

@@ -78,7 +78,7 @@ class ListOpsExamples:
     @cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
         """The value of each expression."""
-        return np.asarray(self.sequences.labels)
+        return self.sequences.labels.astype(np.int64)
 
     def batch(self, indices: Int[np.ndarray, " b"]) -> Batch:
         """Expressions, padded."""
@@ -87,7 +87,7 @@ class ListOpsExamples:
         if self.brackets == "drop":
             tokens = [t[t != CLOSING_BRACKET] for t in tokens]
         padded, mask = pad(tokens, self.max_seq_len)
-        return Batch(padded, mask, torch.from_numpy(self.labels[indices].astype(np.int64)))
+        return Batch(padded, mask, torch.from_numpy(self.labels[indices]))
 
 
 def prepare(

@@ -4,8 +4,8 @@ Nangia and Bowman, "ListOps: A Diagnostic Dataset for Latent Tree Learning", NAA
 Workshop 2018, https://arxiv.org/abs/1804.06028, in the lengths of Tay et al., "Long Range Arena",
 ICLR 2021, https://arxiv.org/abs/2011.04006: 501 to 1999 tokens, 10 levels, at most 10 arguments.
 
-The root is at depth 1. A node above `max_depth` is an operator with probability 1/4, any other
-node a uniform digit. An operator is uniform over MIN, MAX, MED and SM and over 2 to `max_args`
+The root is at depth 1. A node of depth below `max_depth` is an operator with probability 1/4, else
+a uniform digit. An operator is uniform over MIN, MAX, MED and SM and over 2 to `max_args`
 arguments. MED of an even number is the mean of the middle two, rounded down; SM is the sum modulo
 10. A tree is kept if `min_length <= length <= max_length`, where
 
@@ -211,7 +211,7 @@ def apply_operators(
 
 def write_tokens(
     levels: list[ValuedLevel],
-) -> tuple[UInt8[np.ndarray, " tokens"], Int64[np.ndarray, " trees+1"]]:
+) -> tuple[UInt8[np.ndarray, " tokens"], Int64[np.ndarray, " bounds"]]:
     """Token ids of the trees, one after the other, and their bounds, top-down."""
     offsets = np.append(0, levels[0].sizes.cumsum())
     tokens = np.empty(offsets[-1], dtype=np.uint8)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -95,7 +95,7 @@ class Store:
     remedy: str
 
     @classmethod
-    def open(cls, directory: Path, *, verify: bool, rebuild_command: str) -> Self:
+    def open(cls, directory: Path, *, verify: bool, rebuild_command: str) -> "Store":
         """Check that all files are there in full and, if `verify`, their checksums.
 
         Raises `FileNotFoundError` where no store is, `DataCorruptError` for one that is damaged and
@@ -204,8 +204,7 @@ def _read_manifest(path: Path, remedy: str) -> Manifest:
         manifest: Manifest = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataCorruptError(f"{path} is not JSON: {error}{remedy}") from error
-    version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema_version={version}, not {SCHEMA_VERSION}{remedy}")
     expected, found = manifest.get("fingerprint"), _fingerprint(manifest.get("splits"))
     if found != expected:
@@ -216,8 +215,7 @@ def _read_manifest(path: Path, remedy: str) -> Manifest:
 def _check_file(path: Path, expected: FileEntry, verify: bool, remedy: str) -> None:
     if not path.is_file():
         raise DataCorruptError(f"{path} is missing{remedy}")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
+    if (size := path.stat().st_size) != expected["bytes"]:
         raise DataCorruptError(f"{path} has {size} bytes, expected {expected['bytes']}{remedy}")
     if verify and (found := _sha256(path)) != expected["sha256"]:
         raise DataCorruptError(f"{path} has SHA-256 {found}, expected {expected['sha256']}{remedy}")

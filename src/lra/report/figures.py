@@ -1,0 +1,97 @@
+"""Pictures of a study, readable in black and white and by colour-blind people."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lra.record import Record
+from lra.report.comparison import Setting
+from lra.report.records import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Okabe and Ito's palette, and a marker for each color; both repeat after eight variants."""
+
+
+def draw_comparison(
+    path: Path,
+    settings: Mapping[Setting, Mapping[str, list[Path]]],
+    records: Mapping[Path, Record],
+) -> None:
+    """A row a setting: validation accuracy against training time, seconds a step, peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.9 * len(settings)), dpi=120, layout="constrained")
+    axes = figure.subplots(len(settings), 3, squeeze=False, width_ratios=[1.5, 1, 1])
+    for row, (setting, variants) in zip(axes, settings.items(), strict=True):
+        done = {
+            name: completed
+            for name, paths in variants.items()
+            if (completed := [p for p in paths if records[p]["status"] == "completed"])
+        }
+        _draw_curves(row[0], done, records)
+        row[0].set_title(f"{setting.task}: learning", loc="left", fontweight="bold")
+        for axis, key, unit, scale in (
+            (row[1], "seconds_per_step_median", "seconds per training step", 1),
+            (row[2], "peak_allocated_bytes", "peak memory of a step, MiB", 2**-20),
+        ):
+            _draw_bars(axis, done, records, key, scale)
+            axis.set_xlabel(unit)
+            axis.set_title(f"batch {setting.batch_size}", loc="left")
+    figure.savefig(path)
+
+
+def style(variants: Mapping[str, object], name: str) -> tuple[str, str]:
+    """Color and marker of a variant: its place in the study decides."""
+    place = list(variants).index(name)
+    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+
+
+def _draw_curves(
+    axis: "Axes", variants: Mapping[str, list[Path]], records: Mapping[Path, Record]
+) -> None:
+    for name, paths in variants.items():
+        color, marker = style(variants, name)
+        for path in paths:
+            checks = read_metrics(path)
+            seconds = [check["time/train_seconds"] for check in checks]
+            percent = [100 * (check["val/accuracy"] or 0.0) for check in checks]
+            label = name if path == paths[0] else None
+            axis.plot(seconds, percent, color=color, marker=marker, ms=4, lw=1.5, label=label)
+    baseline = max(
+        100 * records[p]["result"]["test_constant_accuracy"] for v in variants.values() for p in v
+    )
+    axis.axhline(baseline, color="#666666", ls=":", lw=1, label="always one class")
+    axis.set_xlabel("training seconds")
+    axis.set_ylabel("validation accuracy, %")
+    axis.legend(frameon=False, fontsize="small")
+    _declutter(axis)
+
+
+def _draw_bars(
+    axis: "Axes",
+    variants: Mapping[str, list[Path]],
+    records: Mapping[Path, Record],
+    key: str,
+    scale: float,
+) -> None:
+    for place, (name, paths) in enumerate(variants.items()):
+        values = [records[p]["cost"][key] for p in paths if records[p]["cost"][key] is not None]
+        if not values:
+            continue
+        mean = sum(values) / len(values) * scale
+        axis.barh(place, mean, color=style(variants, name)[0], height=0.65)
+        axis.annotate(f"{mean:.3g}", (mean, place), (4, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(variants)), list(variants))
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    _declutter(axis)
+
+
+def _declutter(axis: "Axes") -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", color="#dddddd", lw=0.6)
+    axis.set_axisbelow(True)
