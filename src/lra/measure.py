@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -51,6 +52,16 @@ def _seconds_between(start: torch.cuda.Event | float, end: torch.cuda.Event | fl
         assert isinstance(end, float)
         return end - start
     return start.elapsed_time(end) / 1000
+
+
+def cpu_training_peak_bytes(
+    step: Callable[[], None], model: nn.Module, optimizer: Optimizer
+) -> int:
+    """Peak bytes during one training step on the CPU, with weights and optimizer state."""
+    optimizer.zero_grad(set_to_none=True)
+    state = [x for values in optimizer.state.values() for x in values.values()]
+    resident = num_bytes([*model.state_dict().values(), *filter(torch.is_tensor, state)])
+    return resident + cpu_peak_bytes(step)
 
 
 def cpu_peak_bytes(run: Callable[[], None]) -> int:

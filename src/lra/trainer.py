@@ -17,31 +17,17 @@ from tqdm import tqdm
 from lra import checkpoint
 from lra.evaluate import Evaluation, evaluate
 from lra.interrupt import Interrupt
-from lra.measure import StepTimer, cpu_peak_bytes, num_bytes
+from lra.measure import StepTimer, cpu_training_peak_bytes
 from lra.order import DataOrder
 from lra.record import RunDirectory
+from lra.settings import DTYPES, TrainerSettings
 from lra.tasks.base import Batch, Examples, Split
 from lra.tracker import MetricsFile, Tracker
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPORT_STEPS = 10
 """Steps between two looks at the loss; each look makes the host wait for the device."""
-
-
-POSITIVE_SETTINGS = (
-    "batch_size",
-    "max_steps",
-    "check_steps",
-    "patience",
-    "micro_batch_size",
-    "eval_batch_size",
-    "max_eval_examples",
-    "clip_grad_norm",
-    "pause_at_step",
-)
 
 
 class NonFiniteLossError(ValueError):
@@ -65,38 +51,6 @@ class Progress:
     step_seconds: list[float] = field(default_factory=list)
     """Training steps after warm-up."""
     peak_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """`conf/trainer`: each key is explained there."""
-
-    batch_size: int
-    warmup_steps: int
-    max_steps: int
-    min_steps: int
-    early_stop_guard: bool
-    check_steps: int
-    patience: int
-    micro_batch_size: int
-    eval_batch_size: int
-    max_eval_examples: int | None
-    precision: Precision
-    compile: bool
-    clip_grad_norm: float | None
-    timing_warmup_steps: int
-    checkpoint_minutes: float
-    pause_at_step: int | None
-
-    def __post_init__(self) -> None:
-        for name in POSITIVE_SETTINGS:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"trainer.{name}={value} is not positive")
-        if self.precision not in DTYPES:
-            raise ValueError(
-                f"trainer.precision={self.precision} is not one of {', '.join(DTYPES)}"
-            )
 
 
 class Trainer:
@@ -157,7 +111,9 @@ class Trainer:
             self.timer.mark()
             while (reason := self.stop_reason()) is None:
                 if self._is_memory_step(first_step):
-                    self.progress.peak_bytes = self.measure_memory()
+                    self.progress.peak_bytes = cpu_training_peak_bytes(
+                        self.train_step, self.model, self.optimizer
+                    )
                 else:
                     self.train_step()
                 self.timer.mark()
@@ -290,18 +246,6 @@ class Trainer:
     def use_best_weights(self) -> None:
         """Put the weights of the lowest validation loss into the model."""
         self.model.load_state_dict(self.best_weights)
-
-    def measure_memory(self) -> int:
-        """Peak bytes of one training step on the CPU, with weights and optimizer state."""
-        optimizer_state = [
-            value
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        self.optimizer.zero_grad(set_to_none=True)
-        resident = num_bytes([*self.model.state_dict().values(), *optimizer_state])
-        return resident + cpu_peak_bytes(self.train_step)
 
     def save(self) -> None:
         """Write `last.pt`, from which `load` goes on bit for bit, and `best.pt`."""

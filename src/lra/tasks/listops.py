@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from lra.tasks.base import Batch, Split, pad
 from lra.tasks.listops_generator import GENERATOR_VERSION, VOCAB, ListOpsRule, generate
-from lra.tasks.store import DataCorruptError, Sequences, Store, build_lock, write_store
+from lra.tasks.store import Sequences, Store, build_lock, write_store
 
 SPLIT_KEYS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 CLOSING_BRACKET = VOCAB.index("]")
@@ -135,11 +135,11 @@ def prepare(
 
 def is_prepared(directory: Path, source: Mapping[str, object], command: str) -> bool:
     """Whether `directory` holds data from this source, undamaged."""
-    if not directory.exists():
-        return False
     try:
         present = Store.open(directory, verify=True, rebuild_command=command).manifest["source"]
-    except DataCorruptError as error:
+    except FileNotFoundError:
+        return False
+    except ValueError as error:  # damaged, or written by another version
         log.warning("building again: %s", error)
         return False
     for key, wanted in source.items():

@@ -1,0 +1,45 @@
+# `make help` lists the targets. PYTHON, VENV and TORCH can be set: make setup TORCH=torch==2.14.1
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format type test demo clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## create the virtual environment from pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	sed 's/^torch==.*/$(TORCH)/' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	touch $@
+
+lint: $(READY)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## apply formatting and safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY)  ## check types
+	$(BIN)/mypy
+
+test: $(READY)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+demo: $(READY)  ## the main job: ListOps, four variants, tables and a picture
+	$(BIN)/python scripts/prepare_data.py task=listops
+	$(BIN)/python scripts/prepare_data.py task=listops_short
+	$(BIN)/python scripts/train.py -m experiment=demo_efficiency
+	$(BIN)/python scripts/train.py -m experiment=demo_learning
+	$(BIN)/python scripts/compare.py --study demo
+
+clean:  ## remove the environment and caches; data and outputs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	find . -name __pycache__ -type d -exec rm -rf {} +

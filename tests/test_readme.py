@@ -1,0 +1,77 @@
+"""Every command of the README and the Makefile is one that works."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from conftest import ATTENTIONS, ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line and not line.startswith("#")]
+MAKE = sorted({line for line in COMMANDS if line.startswith("make ")})
+TRAIN = [line for line in COMMANDS if line.startswith("python scripts/train.py")]
+PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_data.py")]
+CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
+COMPARE = [line for line in COMMANDS if line.startswith("python scripts/compare.py")]
+OTHER = {"git clone <this repository> lra && cd lra", "source .venv/bin/activate"}
+
+
+def test_every_command_is_known_to_these_tests():
+    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *COMPARE]
+    assert set(COMMANDS) - set(known) <= OTHER
+    assert {"make demo", "make test"} <= set(MAKE)
+    assert len(TRAIN) >= 3
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_targets_exist(command):
+    subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("command", TRAIN + PREPARE)
+def test_train_and_prepare_commands_compose(command):
+    words = [word for word in shlex.split(command)[2:] if word != "-m"]
+    swept = [word.split("=", 1) for word in words]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for key, value in swept:
+            for choice in value.split(","):
+                if (key, choice) == ("attention", "mine"):  # the reader's own
+                    continue
+                compose("train", [f"{key}={choice}"])
+
+
+@pytest.mark.parametrize("command", CHECK)
+def test_check_commands_name_variants(command):
+    [names] = [word.split("=", 1)[1] for word in shlex.split(command) if "attention=" in word]
+    assert set(names.split(",")) <= {*ATTENTIONS, "mine", "all"}
+
+
+@pytest.mark.parametrize("command", COMPARE)
+def test_compare_commands_name_studies_that_exist_in_conf(command):
+    study = shlex.split(command)[shlex.split(command).index("--study") + 1]
+    experiments = "".join(p.read_text() for p in (ROOT / "conf").rglob("*.yaml"))
+    assert f"study: {study}" in experiments
+
+
+def test_the_readmes_variant_is_a_variant():
+    """The example of two files, as printed, attends and composes."""
+    [module] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    [yaml] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    import torch
+    from omegaconf import OmegaConf
+
+    from attention.base import AttentionDims
+
+    namespace: dict = {}
+    exec(module, namespace)
+    config = OmegaConf.create(yaml)
+    name = config._target_.rsplit(".", 1)[1]
+    arguments = {k: v for k, v in config.items() if not k.startswith("_")}
+    core = namespace[name](AttentionDims(2, 8, 32), **arguments)
+    q = torch.randn(1, 2, 10, 8)
+    assert core(q, q, q, torch.ones(1, 10, dtype=torch.bool)).shape == q.shape
