@@ -4,7 +4,6 @@ Nangia & Bowman, "ListOps: A Diagnostic Dataset for Latent Tree Learning", 2018,
 of Tay et al., "Long Range Arena", ICLR 2021, Section 2.2.1.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,11 @@ from jaxtyping import Int
 
 from lra.tasks.base import Batch, Split, pad
 from lra.tasks.listops_generator import GENERATOR_VERSION, VOCAB, ListOpsRule, generate
-from lra.tasks.store import Sequences, Store, build_lock, write_store
+from lra.tasks.preparation import open_prepared, prepare_once
+from lra.tasks.store import Sequences, Store
 
 SPLIT_KEYS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 CLOSING_BRACKET = VOCAB.index("]")
-
-log = logging.getLogger(__name__)
 
 
 class ListOps:
@@ -49,11 +47,7 @@ class ListOps:
             raise ValueError(f"protocol.listops_brackets={brackets} is not one of keep, drop")
         self.max_seq_len = max_seq_len
         self.brackets = brackets
-        self.store = Store.open(
-            Path(data_dir) / name,
-            verify=verify,
-            rebuild_command=rebuild_command(name, data_dir),
-        )
+        self.store = open_prepared(Path(data_dir), name, verify=verify)
         self.source_kind = self.store.manifest["source"]["kind"]
         self.fingerprint = self.store.fingerprint
 
@@ -104,7 +98,6 @@ def prepare(
 
     Damaged data are generated again. Raises `ValueError` where other data have that place.
     """
-    directory = Path(data_dir) / name
     source = {
         "kind": "regenerated",
         "generator": "lra.tasks.listops_generator",
@@ -113,44 +106,18 @@ def prepare(
         "rule": vars(rule),
         "num_examples": dict(num_examples),
     }
-    with build_lock(directory):
-        if is_prepared(directory, source, rebuild_command(name, data_dir)):
-            log.info("already prepared: %s", directory)
-        else:
-            splits: dict[str, Sequences] = {
-                split: generate(
-                    rule,
-                    seed=seed,
-                    split=SPLIT_KEYS[split],
-                    num_examples=count,
-                    num_workers=num_workers,
-                    progress=progress,
-                )
-                for split, count in num_examples.items()
-            }
-            provenance = source | {"numpy_version": np.__version__}
-            write_store(directory, task=name, source=provenance, splits=splits)
-    return Store.open(directory, verify=False, rebuild_command=rebuild_command(name, data_dir))
 
-
-def is_prepared(directory: Path, source: Mapping[str, object], command: str) -> bool:
-    """Whether `directory` holds data from this source, undamaged."""
-    try:
-        present = Store.open(directory, verify=True, rebuild_command=command).manifest["source"]
-    except FileNotFoundError:
-        return False
-    except ValueError as error:  # damaged, or written by another version
-        log.warning("building again: %s", error)
-        return False
-    for key, wanted in source.items():
-        if present.get(key) != wanted:
-            raise ValueError(
-                f"{directory} was prepared with {key}={present.get(key)}, not {wanted}; "
-                f"choose another data_dir=FOLDER, or delete that directory"
+    def build() -> dict[str, Sequences]:
+        return {
+            split: generate(
+                rule,
+                seed=seed,
+                split=SPLIT_KEYS[split],
+                num_examples=count,
+                num_workers=num_workers,
+                progress=progress,
             )
-    return True
+            for split, count in num_examples.items()
+        }
 
-
-def rebuild_command(name: str, data_dir: str) -> str:
-    """What to type to get the data back."""
-    return f"python scripts/prepare_data.py task={name} data_dir={data_dir}"
+    return prepare_once(Path(data_dir), name, source, build)

@@ -1,0 +1,56 @@
+"""Preparing a task's data: once, completely, and never over other data."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lra.tasks.store import Sequences, Store, build_lock, write_store
+
+log = logging.getLogger(__name__)
+
+
+def prepare_once(
+    data_dir: Path,
+    name: str,
+    source: Mapping[str, object],
+    build: Callable[[], Mapping[str, Sequences]],
+) -> Store:
+    """The store `data_dir/name` of this source, built if it is not there undamaged.
+
+    `source` is what the data depend on, and goes into the manifest. Only one process builds at a
+    time. Raises `ValueError` where data of another source have that place.
+    """
+    directory = data_dir / name
+    with build_lock(directory):
+        if is_prepared(data_dir, name, source):
+            log.info("already prepared: %s", directory)
+        else:
+            provenance = {**source, "numpy_version": np.__version__}
+            write_store(directory, task=name, source=provenance, splits=build())
+    return open_prepared(data_dir, name, verify=False)
+
+
+def is_prepared(data_dir: Path, name: str, source: Mapping[str, object]) -> bool:
+    """Whether the store is there, undamaged, and from this source."""
+    try:
+        present = open_prepared(data_dir, name, verify=True).manifest["source"]
+    except FileNotFoundError:
+        return False
+    except ValueError as error:  # damaged, or written by another version
+        log.warning("building again: %s", error)
+        return False
+    for key, wanted in source.items():
+        if present.get(key) != wanted:
+            raise ValueError(
+                f"{data_dir / name} was prepared with {key}={present.get(key)}, not {wanted}; "
+                f"choose another data_dir=FOLDER, or delete that directory"
+            )
+    return True
+
+
+def open_prepared(data_dir: Path, name: str, *, verify: bool) -> Store:
+    """The store of a task; its errors name the command that builds it."""
+    command = f"python scripts/prepare_data.py task={name} data_dir={data_dir}"
+    return Store.open(data_dir / name, verify=verify, rebuild_command=command)
