@@ -20,27 +20,29 @@ than six bugs, or if its tests fail without any.
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
+import pytest
+import torch._dynamo  # noqa: F401 (the first dispatch mode loads it: once here, not once a trial)
 from tabulate import tabulate
 
 from lra.variants import composed, variant_names
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "attention"
-LISTS = ROOT / "tests" / "mutations"
-CONTRACT = "test_attention_contract.py"
+SOURCE = Path("src/attention")
+LISTS = Path("tests/mutations")
 MIN_BUGS = 6
+OPTIONS = ["-x", "--tb=no", "-p", "no:cacheprovider"]
 
 
 @dataclass(frozen=True)
@@ -71,34 +73,59 @@ class Trial:
     module: str
     mutation: Mutation | None
 
-    def run(self) -> tuple[str, str]:
-        """The outcome, and the first test that failed."""
+    def run_contract(self) -> tuple[str, str]:
+        """The outcome under the contract of the variant, and the first test that failed."""
+        return self.run(["-k", f"[{self.variant}-", "tests/test_attention_contract.py"])
+
+    def run_oracles(self) -> tuple[str, str]:
+        """The same under the tests of the modules."""
+        names = [self.module] if self.mutation is None else [self.module, self.mutation.file]
+        files = [f"tests/test_{name}.py" for name in dict.fromkeys(names)]
+        files = [file for file in files if Path(file).exists()]
+        return self.run(files) if files else (self.unnoticed, "")
+
+    def run(self, arguments: list[str]) -> tuple[str, str]:
+        """The outcome of a pytest run; for a process that ends with it."""
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(SOURCE, Path(folder, "attention"))
+            package = copied_source(folder)
             if self.mutation is not None:
-                self.mutation.plant(Path(folder, "attention"))
-            finished = subprocess.run(
-                [sys.executable, "-m", "pytest", *self.pytest_arguments()],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-            )
-        failures = [line for line in finished.stdout.splitlines() if line.startswith("FAILED")]
-        if finished.returncode == 0:
-            return ("passed" if self.mutation is None else "SURVIVED"), ""
-        if finished.returncode != 1 or not failures:
-            return "DOES NOT RUN", finished.stdout[-300:]
-        test = failures[0].removeprefix("FAILED tests/").split(" - ")[0]
+                self.mutation.plant(package)
+            for name in [
+                name for name in sys.modules if name.split(".")[0] in ("attention", "lra")
+            ]:
+                del sys.modules[name]
+            sys.path.insert(0, folder)
+            first = FirstFailure()
+            with redirect_stdout(StringIO()) as output:
+                code = pytest.main([*OPTIONS, *arguments], plugins=[first])
+        if code == pytest.ExitCode.OK:
+            return self.unnoticed, ""
+        if code != pytest.ExitCode.TESTS_FAILED:
+            return "DOES NOT RUN", output.getvalue()[-300:]
+        test = first.test.removeprefix("tests/")
         return ("FAILS WITHOUT A BUG" if self.mutation is None else "caught"), test
 
-    def pytest_arguments(self) -> list[str]:
-        """Options and files: the contract of this variant, then the tests of the modules."""
-        files = [self.module] if self.mutation is None else [self.module, self.mutation.file]
-        oracles = [ROOT / "tests" / f"test_{name}.py" for name in dict.fromkeys(files)]
-        chosen = f"[{self.variant}- or not a_variant_keeps"
-        options = ["-x", "-q", "--tb=no", "-rf", "-p", "no:cacheprovider", "-k", chosen]
-        return [*options, f"tests/{CONTRACT}", *(str(path) for path in oracles if path.exists())]
+    @property
+    def unnoticed(self) -> str:
+        """The outcome if no test fails."""
+        return "passes" if self.mutation is None else "SURVIVED"
+
+
+class FirstFailure:
+    """A pytest plugin that remembers which test failed first."""
+
+    test = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest after each phase of a test."""
+        if report.failed and not self.test:
+            self.test = report.nodeid
+
+
+def copied_source(folder: str) -> Path:
+    """A copy of the package `attention` in a folder."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(SOURCE, Path(folder, "attention"), ignore=ignored))
 
 
 def trials_of(path: Path) -> Iterator[Trial]:
@@ -109,7 +136,7 @@ def trials_of(path: Path) -> Iterator[Trial]:
         variants = entry.pop("variants")
         mutation = Mutation(module=module, **{"file": module, **entry})
         with tempfile.TemporaryDirectory() as folder:
-            mutation.plant(Path(shutil.copytree(SOURCE, folder, dirs_exist_ok=True)))
+            mutation.plant(copied_source(folder))
         for variant in variants:
             counts[variant] += 1
             yield Trial(variant, module, mutation)
@@ -136,8 +163,13 @@ def main() -> int:
     modules = options.modules or sorted({module_of(variant) for variant in variant_names()})
     trials = [trial for module in modules for trial in trials_of(LISTS / f"{module}.toml")]
     trials = [trial for trial in trials if options.variant in (None, trial.variant)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(Trial.run, trials))
+    # A forked process has torch loaded, and is used once, for one state of the package.
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+        outcomes = pool.map(Trial.run_contract, trials, chunksize=1)
+        quiet = [i for i, trial in enumerate(trials) if outcomes[i][0] == trial.unnoticed]
+        second = pool.map(Trial.run_oracles, [trials[i] for i in quiet], chunksize=1)
+    for i, outcome in zip(quiet, second, strict=True):
+        outcomes[i] = outcome
     rows = [
         [trial.variant, trial.mutation.bug if trial.mutation else "(none)", *outcome]
         for trial, outcome in zip(trials, outcomes, strict=True)
@@ -145,10 +177,12 @@ def main() -> int:
     print(tabulate(sorted(rows), ["variant", "bug", "outcome", "by"]))
     tally = Counter(outcome for outcome, _ in outcomes)
     print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in tally.items()))
-    return int(bool(tally.keys() - {"caught", "passed"}))
+    return int(bool(tally.keys() - {"caught", "passes"}))
 
 
 if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[1])
+    sys.dont_write_bytecode = True
     try:
         sys.exit(main())
     except ValueError as error:

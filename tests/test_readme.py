@@ -3,10 +3,14 @@
 import re
 import shlex
 import subprocess
+from functools import partial
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from attention.conformance.subject import Subject
+from attention.conformance.suite import PROPERTIES, examine
 from conftest import ATTENTIONS, ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -58,20 +62,15 @@ def test_compare_commands_name_studies_that_exist_in_conf(command):
     assert f"study: {study}" in experiments
 
 
-def test_the_readmes_variant_is_a_variant():
-    """The example of two files, as printed, attends and composes."""
+def test_the_readmes_variant_keeps_the_contract():
+    """The example of two files, as printed, passes the check that the README recommends."""
     [module] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     [yaml] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    import torch
-    from omegaconf import OmegaConf
-
-    from attention.base import AttentionDims
-
     namespace: dict = {}
     exec(module, namespace)
     config = OmegaConf.create(yaml)
-    name = config._target_.rsplit(".", 1)[1]
-    arguments = {k: v for k, v in config.items() if not k.startswith("_")}
-    core = namespace[name](AttentionDims(2, 8, 32), **arguments)
-    q = torch.randn(1, 2, 10, 8)
-    assert core(q, q, q, torch.ones(1, 10, dtype=torch.bool)).shape == q.shape
+    variant = namespace[config._target_.rsplit(".", 1)[1]]
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    subject = Subject("mine", partial(variant, **arguments))
+    for checked in PROPERTIES:
+        assert examine(subject, checked).status == "pass", checked.name

@@ -11,8 +11,8 @@ The sequence is cut into c blocks of w tokens. A query of block i attends to the
 and the first and the last block attend to all keys; one softmax runs over the union, in which
 every key counts once. Middle rows gather their blocks, K[S(i)] and V[S(i)], and are one batch of
 small softmax problems; the two global rows are another. At most (5 + r) w n + 2 w n entries of
-the score matrix, each 2 p multiply-adds: 2 n (640) p, or 5 n d p with d = 256, at the paper's
-w = 64, r = 3. O((5 + r) n) memory: the gathered keys and values are kept.
+the score matrix, at 2 p multiply-adds each: with the paper's w = 64 and r = 3 that is 640 n
+entries, 5 n d p at d = 256. O((5 + r) n p) memory: the gathered keys and values are kept.
 
 The random blocks of every row are drawn once per head and layer, for each number of blocks that
 a sequence may have, and are a buffer.

@@ -1,7 +1,7 @@
 """Linformer: keys and values projected along the sequence to a fixed length, and its ablation.
 
 Wang, Li, Khabsa, Fang, Ma, "Linformer: Self-Attention with Linear Complexity", 2020,
-https://arxiv.org/abs/2006.04768, Equation (7): softmax(Q (E K)' / sqrt(p)) (F V), with E = F a
+https://arxiv.org/abs/2006.04768, Section 4: softmax(Q (E K)' / sqrt(p)) (F V), with E = F a
 trained matrix of d rows per head and layer, as in the Skeinformer paper's release.
 4 n d p multiply-adds; O(n d) memory.
 

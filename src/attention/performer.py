@@ -55,7 +55,7 @@ class PerformerAttention(AttentionCore):
         v: Float[Tensor, "b h n p"],
         token_mask: Bool[Tensor, "b n"],
     ) -> Float[Tensor, "b h n p"]:
-        # Rounded to half precision, a score of 100 would be off by 0.25 before its exponential.
+        # Rounded to bfloat16, a score of 100 would be off by up to 0.25 before its exponential.
         with torch.autocast(q.device.type, enabled=False):
             dtype = torch.promote_types(q.dtype, torch.float32)
             projection = self.projection.to(dtype)

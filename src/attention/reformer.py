@@ -112,12 +112,10 @@ def hash_tokens(
     powers = 2 ** torch.arange(width.bit_length(), device=q.device)
     num_chunks = -(-keys.sum(-1) // chunk_size)
     used = powers[torch.searchsorted(powers, num_chunks)]  # b, as num_directions
-    unused = torch.arange(width, device=q.device) >= used[:, None, None, None, None]
-    both = [
-        rotated.masked_fill(unused, float("-inf")),
-        (-rotated).masked_fill(unused, float("-inf")),
-    ]
-    return torch.cat(both, dim=-1).argmax(-1)
+    directions = torch.arange(width, device=q.device).repeat(2)
+    unused = directions >= used[:, None, None, None, None]
+    both = torch.cat([rotated, -rotated], dim=-1).masked_fill(unused, float("-inf"))
+    return both.argmax(-1)
 
 
 def sort_tokens(
@@ -152,10 +150,8 @@ def attend_in_chunks(
     )
     out, lse = chunk_out.flatten(3, 4)[..., :n, :], chunk_lse.flatten(3)[..., :n]
     # Undo the sorting. A gather would keep what it reads for the backward pass.
-    place = order[..., None].expand_as(out)
-    return torch.empty_like(out).scatter(3, place, out), torch.empty_like(lse).scatter(
-        3, order, lse
-    )
+    out = torch.empty_like(out).scatter(3, order[..., None].expand_as(out), out)
+    return out, torch.empty_like(lse).scatter(3, order, lse)
 
 
 def chunk_windows(
@@ -164,9 +160,10 @@ def chunk_windows(
     """Which slots of the sorted order are in reach of each chunk, and which pairs are blocked.
 
     In reach are the chunk before and the chunk itself, w = 2 m slots. Before the first chunk comes
-    the last one that holds keys. Blocked are slots without a key, the chunk before where it is the
-    chunk itself, and each slot for itself unless it holds the only key. Slots without a key block
-    nothing, so that no softmax is empty; what they compute is not read.
+    the last one that holds keys; where that is the same chunk, all its keys count twice, which
+    changes no softmax. Blocked are slots without a key, and each slot for itself unless it holds
+    the only key. Slots without a key block nothing, so that no softmax is empty; what they compute
+    is not read.
     """
     num_keys = num_keys[:, None, None]
     chunk = torch.arange(num_chunks, device=num_keys.device)[:, None]  # c 1
@@ -175,10 +172,8 @@ def chunk_windows(
     offset = torch.arange(chunk_size, device=num_keys.device)
     own_slots = (chunk * chunk_size + offset).expand(*before.shape[:2], -1)  # b c m
     slots = torch.cat([before * chunk_size + offset, own_slots], dim=-1)  # b c w
-    is_repeated = F.pad((before == chunk).expand_as(own_slots), (0, chunk_size))
-    is_key = (slots < num_keys) & ~is_repeated
     is_self = own_slots[..., None] == slots[..., None, :]  # b c m w
-    blocked = ~is_key[..., None, :] | (is_self & (num_keys > 1)[..., None])
+    blocked = (slots >= num_keys)[..., None, :] | (is_self & (num_keys > 1)[..., None])
     return slots, blocked & (own_slots < num_keys)[..., None]
 
 

@@ -34,4 +34,5 @@ def token_mean(
 ) -> Float[Tensor, "b h 1 p"]:
     """Mean over the tokens of each sequence; zero where there are none."""
     num_tokens = token_mask.sum(-1).clamp_min(1)[:, None, None, None]
-    return zero_padding(x, token_mask).sum(2, keepdim=True) / num_tokens
+    total = zero_padding(x, token_mask).sum(2, keepdim=True)
+    return (total / num_tokens).to(x.dtype)  # autocast sums in fp32

@@ -65,4 +65,6 @@ def composed(name: str, num_features: int, overrides: Sequence[str]) -> dict[str
     roots = [f"+attention={name}", f"+num_features={num_features}"]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose(overrides=[*roots, *overrides])
-    return OmegaConf.to_container(config, resolve=True)["attention"]
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return resolved["attention"]

@@ -80,10 +80,10 @@ def pad(
     sequences: Sequence[UInt8[np.ndarray, "_"]], max_seq_len: int
 ) -> tuple[Int[Tensor, "b 1 n"], Bool[Tensor, "b 1 n"]]:
     """Stack sequences, cut or filled with zeros to `max_seq_len`; the mask is True at tokens."""
-    tokens = np.zeros((len(sequences), max_seq_len), dtype=np.int64)
-    lengths = np.empty(len(sequences), dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        lengths[row] = min(len(sequence), max_seq_len)
-        tokens[row, : lengths[row]] = sequence[:max_seq_len]
-    mask = np.arange(max_seq_len) < lengths[:, None]
+    shape = (len(sequences), max_seq_len)
+    tokens, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    for row, is_token, sequence in zip(tokens, mask, sequences, strict=True):
+        length = min(len(sequence), max_seq_len)
+        row[:length] = sequence[:length]
+        is_token[:length] = True
     return torch.from_numpy(tokens)[:, None], torch.from_numpy(mask)[:, None]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lra.tasks.store import Sequences, Store, build_lock, write_store
+from lra.tasks.durable import build_lock
+from lra.tasks.store import Pairs, Sequences, Store, write_store
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ def prepare_once(
     data_dir: Path,
     name: str,
     source: Mapping[str, object],
-    build: Callable[[], Mapping[str, Sequences]],
+    build: Callable[[], Mapping[str, Sequences | Pairs]],
 ) -> Store:
     """The store `data_dir/name` of this source, built if it is not there undamaged.
 
