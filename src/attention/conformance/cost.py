@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,15 +65,16 @@ def saved_bytes(core: AttentionCore, arguments: tuple[Tensor, ...]) -> int:
     """Unique storage that autograd keeps, parameters excluded."""
     owned = {p.untyped_storage().data_ptr() for p in (*core.parameters(), *core.buffers())}
     kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(partial(keep, kept), lambda tensor: tensor):
         out = core(*arguments)
     out.sum().backward()
     return sum(t.untyped_storage().nbytes() for ptr, t in kept.items() if ptr not in owned)
+
+
+def keep(kept: dict[int, Tensor], tensor: Tensor) -> Tensor:
+    """The tensor, entered under the address of its storage."""
+    kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+    return tensor
 
 
 def exponent(lengths: Sequence[int], figures: Sequence[float | int]) -> float:

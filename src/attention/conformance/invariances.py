@@ -1,6 +1,6 @@
 """What changes nothing: other sequences, other heads, the order of tokens, a shift of the keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -137,16 +137,18 @@ def draws(core: AttentionCore, inputs: Inputs) -> bool:
 def mean_difference_score(
     core: AttentionCore, moved: Inputs, inputs: Inputs, order: Tensor
 ) -> float:
-    """Largest difference of mean outputs, in standard errors over 32 seeds of 32 sequences each."""
-
-    def sample(of: Inputs, first_seed: int) -> Tensor:
-        batch = of.map(lambda leaf: leaf.expand(32, -1, -1, -1), of.token_mask.expand(32, -1))
-        outs = [attend(core, batch, noise_seed=first_seed + seed).mean(0) for seed in range(32)]
-        return torch.stack(outs)
-
-    one, other = sample(moved, 0), sample(inputs, 32)[:, :, order]
+    """Largest difference of mean outputs, in standard errors."""
+    one = mean_outputs(core, moved, range(32))
+    other = mean_outputs(core, inputs, range(32, 64))[:, :, order]
     variance = (one.var(0) + other.var(0)) / len(one)
     return float(((one.mean(0) - other.mean(0)).abs() / (variance + EXACT**2).sqrt()).max())
+
+
+def mean_outputs(core: AttentionCore, inputs: Inputs, seeds: Iterable[int]) -> Tensor:
+    """For each seed, the mean output of 32 copies of a sequence, which draw their own noise."""
+    mask = inputs.token_mask.expand(32, -1)
+    copies = inputs.map(lambda leaf: leaf.expand(32, -1, -1, -1), mask)
+    return torch.stack([attend(core, copies, noise_seed=seed).mean(0) for seed in seeds])
 
 
 def constant_values(subject: Subject) -> Iterator[Measurement]:

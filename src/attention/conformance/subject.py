@@ -108,12 +108,8 @@ class Inputs:
 
     def with_padding(self, scale: float) -> "Inputs":
         """The same tokens, with normal noise of the given scale in the padding."""
-
-        def padded(leaf: Tensor) -> Tensor:
-            noise = scale * normal(noise_at(leaf.shape, 99))
-            return torch.where(self.at_tokens, leaf, noise.to(leaf.dtype))
-
-        return self.map(padded)
+        noise = scale * normal(noise_at(self.leaves[0].shape, 99))
+        return self.map(lambda leaf: torch.where(self.at_tokens, leaf, noise.to(leaf.dtype)))
 
 
 def inputs_for(

@@ -79,12 +79,14 @@ def _draw_bars(
     scale: float,
 ) -> None:
     for place, (name, paths) in enumerate(variants.items()):
-        values = [records[p]["cost"][key] for p in paths if records[p]["cost"][key] is not None]
-        if not values:
+        costs = [records[path]["cost"] for path in paths if records[path]["cost"][key] is not None]
+        if not costs:
             continue
-        mean = sum(values) / len(values) * scale
+        mean = sum(cost[key] for cost in costs) / len(costs) * scale
         axis.barh(place, mean, color=style(variants, name)[0], height=0.65)
-        axis.annotate(f"{mean:.3g}", (mean, place), (4, 0), textcoords="offset points", va="center")
+        if key == "seconds_per_step_median" and costs[0]["seconds_per_step_quartiles"][0]:
+            axis.plot(costs[0]["seconds_per_step_quartiles"], [place, place], color="black", lw=1.2)
+        axis.annotate(f"{mean:.3g}", (mean, place), (9, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(variants)), list(variants))
     axis.invert_yaxis()
     axis.margins(x=0.15)

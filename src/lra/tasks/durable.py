@@ -43,6 +43,18 @@ def replacement(directory: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def scratch_directory(directory: Path) -> Iterator[Path]:
+    """A directory beside `directory` for what its builder needs meanwhile. Hold `build_lock`."""
+    _remove_abandoned(directory)
+    scratch = _new_sibling(directory)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or the names in a directory, survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)

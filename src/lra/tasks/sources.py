@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from lra.tasks.archives import Publication, directory_sha256, fetch, found_text
 from lra.tasks.durable import sha256
 from lra.tasks.preparation import is_prepared, open_prepared, prepare_once
+from lra.tasks.published import Publication, describe_file, directory_sha256, fetch_archive
 from lra.tasks.store import Sequences, Store
 
 Key = TypeVar("Key", str, int)
@@ -45,11 +45,13 @@ def prepare_from_source(
     publication: Publication,
     rule: Mapping[str, object],
     build: Callable[[Source], Mapping[str, Sequences]],
+    progress: Callable[[int], object],
 ) -> Store:
     """The store `data_dir/name`, built if it is not there undamaged.
 
     `source` is an archive or a directory; None takes the official archive from
-    `data_dir/downloads`, or downloads it. `rule`, how splits are made, goes into the manifest.
+    `data_dir/downloads`, or downloads it; `progress` is told the bytes as they arrive. `rule`, how
+    splits are made, goes into the manifest.
     """
     if stand_in is not None and source is None:
         raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
@@ -59,14 +61,17 @@ def prepare_from_source(
     elif is_prepared(data_dir, name, label):  # official data are the same in whatever form
         log.info("already prepared: %s", data_dir / name)
         return open_prepared(data_dir, name, verify=False)
-    path = fetch(publication.archives[0], data_dir / "downloads") if source is None else source
-    found = examine(Path(path), publication, stand_in)
+    if source is None:
+        path = fetch_archive(publication.archives[0], data_dir / "downloads", progress)
+    else:
+        path = Path(source)
+    found = examine(path, publication, stand_in)
     provenance = {**label, "form": found.form, "sha256": found.sha256}
     return prepare_once(data_dir, name, provenance, partial(build, found))
 
 
 def examine(path: Path, publication: Publication, stand_in: str | None) -> Source:
-    """What is at `path`. Raises `ValueError` for an archive that is official, or is not, unasked."""
+    """What is at `path`; `ValueError` for an archive with a wrong checksum, given its name."""
     if not path.exists():
         raise FileNotFoundError(f"source={path} does not exist")
     if (path / "dataset_info.json").is_file():
@@ -79,7 +84,7 @@ def examine(path: Path, publication: Publication, stand_in: str | None) -> Sourc
         raise ValueError(f"{path} is the official {official[digest]}, not stand_in={stand_in}")
     if stand_in is None and digest not in official:
         raise ValueError(
-            f"{path} has {found_text(path, digest)}, which is not the official "
+            f"{path} has {describe_file(path, digest)}, which is not the official "
             f"{' or '.join(map(str, publication.archives))}; fetch it again, or name other data "
             "with prepare.stand_in=NAME"
         )

@@ -6,7 +6,9 @@ Import it where it is needed only: it takes a second.
 import io
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ Field = Literal["text", "image"]
 Example = tuple[str | int, dict[str, object]]
 
 
-class _ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """One archive: verified by TFDS, read by `read`, stored in TFDS's order as array_record."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,32 +49,40 @@ class _ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Iterable[Example]]:
-        return self._read(dl_manager.download(self._url))
+        splits = self._read(Path(dl_manager.download(self._url)))
+        return {split: map(_encodable, examples) for split, examples in splits.items()}
 
     def _generate_examples(self) -> Iterator[Example]:
         raise NotImplementedError("the generators of all splits come from one pass")
 
 
-def write_directory(
-    directory: Path,
+@contextmanager
+def tfds_directory(
     source: Source,
     *,
     field: Field,
     num_classes: int,
     read: Callable[[Path], Mapping[str, Iterable[Example]]],
-) -> Path:
-    """The directory, below `directory`, to which TFDS has prepared the archive.
+) -> Iterator[Path]:
+    """The source if it is a directory of TFDS; else one for the time being, prepared from it.
 
-    `read` gives keys and examples, `{field: value, "label": class}`, for each split.
+    `read` gives keys and examples, `{field: value, "label": class}`, of each split of an archive;
+    values are bytes or uint8 pixels.
     """
+    if source.form == "tfds":
+        yield source.path
+        return
+    if source.form == "directory":
+        raise ValueError(f"via=tfds reads archives, not the directory {source.path}")
     features = {"text": tfds.features.Text(), "image": tfds.features.Image(shape=(32, 32, 3))}
     label = tfds.features.ClassLabel(num_classes=num_classes)
     fields = tfds.features.FeaturesDict({field: features[field], "label": label})
-    builder = _ArchiveBuilder(directory, source, fields, read)
     config = tfds.download.DownloadConfig(manual_dir=source.path.parent, try_download_gcs=False)
     tfds.disable_progress_bar()
-    builder.download_and_prepare(download_dir=directory / "downloads", download_config=config)
-    return Path(builder.data_dir)
+    with TemporaryDirectory() as folder:
+        builder = ArchiveBuilder(Path(folder), source, fields, read)
+        builder.download_and_prepare(download_dir=folder, download_config=config)
+        yield Path(builder.data_dir)
 
 
 def read_directory(directory: Path, split: str, field: Field) -> Iterator[tuple[bytes, int]]:
@@ -88,8 +98,9 @@ def read_directory(directory: Path, split: str, field: Field) -> Iterator[tuple[
     else:
         examples = _from_tfrecord(builder.info.splits[split].filepaths, field)
     count = 0
-    for count, example in enumerate(examples, start=1):
+    for example in examples:
         yield example
+        count += 1
     if count != (expected := builder.info.splits[split].num_examples):
         raise ValueError(f"split {split} of {directory} has {count} records, expected {expected}")
 
@@ -97,6 +108,12 @@ def read_directory(directory: Path, split: str, field: Field) -> Iterator[tuple[
 def decode_image(png: bytes) -> UInt8[np.ndarray, "32 32 3"]:
     """The pixels of a PNG file."""
     return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def _encodable(example: Example) -> Example:
+    """Pixels as an image, since TFDS encodes arrays with TensorFlow."""
+    key, fields = example
+    return key, {k: Image.fromarray(v) if k == "image" else v for k, v in fields.items()}
 
 
 def _from_array_record(

@@ -2,25 +2,15 @@
 
 import gzip
 import hashlib
-import logging
-import queue
 import re
-import shutil
 import tarfile
-import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from urllib.request import urlopen
 
+from lra.tasks.download import fetch
 from lra.tasks.durable import build_lock, sha256
-
-PROBE_SECONDS = 3.0
-STALL_SECONDS = 30.0
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Archive:
 class Publication:
     """Archives of the same data, the one to download first, and what is read from them.
 
-    `members` matches names such as `folder/file` in full, where `folder` is one of `folders`.
+    `members` matches names in full, such as `folder/file`, where `folder` is one of `folders`.
     """
 
     archives: tuple[Archive, ...]
@@ -52,16 +42,24 @@ class Publication:
     members: re.Pattern[str]
 
 
-def fetch(archive: Archive, directory: Path) -> Path:
-    """The archive in `directory`: downloaded and verified, unless a file of its name is there.
+def fetch_archive(archive: Archive, directory: Path, progress: Callable[[int], object]) -> Path:
+    """The archive in `directory`, downloaded and verified unless a file of its name is there.
 
-    Raises `FileNotFoundError` in less than 5 seconds where the server cannot be reached; the
-    message says what to place where. Raises `ValueError` where the server has another file.
+    Raises `ConnectionError` that says what to place where, soon where there is no network, and
+    `ValueError` where the server has another file.
     """
     path = directory / archive.name
     with build_lock(path):
-        if not path.is_file():
-            _download(archive, path)
+        if path.is_file():
+            return path
+        try:
+            fetch(archive.url, path, progress)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; the file is {archive}") from error
+        if (digest := sha256(path)) != archive.sha256:
+            found = describe_file(path, digest)
+            path.unlink()
+            raise ValueError(f"{archive.url} gave {found}, not {archive}")
     return path
 
 
@@ -73,8 +71,9 @@ def contents(path: Path, publication: Publication) -> Iterator[tuple[str, bytes]
     """
     if path.is_file():
         yield from _packed(path, publication.members)
-    for name, file in [] if path.is_file() else _unpacked(path, publication):
-        yield name, file.read_bytes()
+    else:
+        for name, file in _unpacked(path, publication):
+            yield name, file.read_bytes()
 
 
 def directory_sha256(path: Path, publication: Publication) -> str:
@@ -83,6 +82,11 @@ def directory_sha256(path: Path, publication: Publication) -> str:
     for name, file in _unpacked(path, publication):
         digest.update(f"{name} {sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def describe_file(path: Path, digest: str) -> str:
+    """A file's size and SHA-256, for messages."""
+    return f"{path.stat().st_size:,} bytes with sha256 {digest}"
 
 
 def _packed(path: Path, members: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
@@ -105,50 +109,5 @@ def _unpacked(path: Path, publication: Publication) -> list[tuple[str, Path]]:
     folders = [base / folder for folder in publication.folders if (base / folder).is_dir()]
     if not folders:
         raise ValueError(f"source={path} holds no folder {' or '.join(publication.folders)}")
-    files = sorted(file for folder in folders for file in folder.rglob("*"))
-    named = [(file.relative_to(base).as_posix(), file) for file in files]
+    named = [(file.relative_to(base).as_posix(), file) for file in sorted(folders[0].rglob("*"))]
     return [(name, file) for name, file in named if publication.members.fullmatch(name)]
-
-
-def _download(archive: Archive, path: Path) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        _probe(archive.url)
-        log.info("downloading %s to %s", archive, path)
-        with urlopen(archive.url, timeout=STALL_SECONDS) as response, part.open("wb") as file:
-            shutil.copyfileobj(response, file, 1 << 20)
-        if (found := sha256(part)) != archive.sha256:
-            raise ValueError(f"{archive.url} gave {found_text(part, found)}, not {archive}")
-        part.rename(path)
-    except (OSError, HTTPException) as error:
-        raise FileNotFoundError(
-            f"{path} is not there, and downloading {archive.url} failed ({error}); place "
-            f"{archive} there, or say where it is with prepare.source=PATH"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def found_text(path: Path, digest: str) -> str:
-    """A file's size and SHA-256, for messages."""
-    return f"{path.stat().st_size:,} bytes with sha256 {digest}"
-
-
-def _probe(url: str) -> None:
-    """Raise `OSError` after `PROBE_SECONDS` without an answer, also where name lookup hangs."""
-    outcome: queue.SimpleQueue[OSError | HTTPException | None] = queue.SimpleQueue()
-    threading.Thread(target=_knock, args=(url, outcome), daemon=True).start()
-    try:
-        error = outcome.get(timeout=PROBE_SECONDS)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {PROBE_SECONDS:g} seconds") from None
-    if error is not None:
-        raise error
-
-
-def _knock(url: str, outcome: "queue.SimpleQueue[OSError | HTTPException | None]") -> None:
-    try:
-        with urlopen(url, timeout=PROBE_SECONDS):
-            outcome.put(None)
-    except (OSError, HTTPException) as error:
-        outcome.put(error)

@@ -1,0 +1,147 @@
+"""Data releases without a published checksum: their files, and preparing a task from them.
+
+Files are found in a directory, a zip or a tar archive, at any depth. Data are official if they have
+the official numbers of examples, else stand-ins, which are accepted under a name of their own.
+"""
+
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from lra.tasks.durable import scratch_directory, sha256
+from lra.tasks.preparation import prepare_once
+from lra.tasks.store import Pairs, Sequences, Store
+
+Layouts = Mapping[str, Sequence[str]]
+"""For each way in which data may lie, the ends of the paths of its files."""
+
+Build = Callable[[str, dict[str, Path], Path], Mapping[str, Sequences | Pairs]]
+"""The splits, given a layout, its files by path end, and a directory for what is needed meanwhile."""
+
+
+def prepare_release(
+    data_dir: Path,
+    name: str,
+    *,
+    source: Path,
+    stand_in: str | None,
+    layouts: Layouts,
+    official_counts: Mapping[str, int],
+    build: Build,
+) -> Store:
+    """The store `data_dir/name` of what is at `source`, built if it is not there undamaged.
+
+    Raises `ValueError` for other numbers of examples than the official ones, unless `stand_in`
+    names the data.
+    """
+    label = {"kind": "official"} if stand_in is None else {"kind": "stand-in", "name": stand_in}
+
+    def build_splits() -> Mapping[str, Sequences | Pairs]:
+        with scratch_directory(data_dir / name) as scratch:
+            splits = build(*find_files(source, layouts, scratch), scratch)
+        counts = {split: len(examples) for split, examples in splits.items()}
+        if stand_in is None and counts != official_counts:
+            raise ValueError(
+                f"{source} has {counts} examples, the official data {official_counts}; "
+                "name other data with prepare.stand_in=NAME"
+            )
+        return splits
+
+    return prepare_once(
+        data_dir, name, {**label, "files": checksums(source, layouts)}, build_splits
+    )
+
+
+def find_files(source: Path, layouts: Layouts, scratch: Path) -> tuple[str, dict[str, Path]]:
+    """The name of the first layout that `source` holds in full, and its files by path end.
+
+    What an archive holds is unpacked into `scratch`; of a tar archive no more is read than needed.
+    Raises `FileNotFoundError` where files are missing, and `ValueError` for an archive that is
+    damaged or cut short, and where a directory or zip archive has a file twice.
+    """
+    try:
+        if source.is_dir():
+            found = dict(_find_in_directory(source, layouts))
+        elif zipfile.is_zipfile(source):
+            found = dict(_unpack_zip(source, layouts, scratch))
+        else:
+            found = dict(_unpack_tar(source, layouts, scratch))
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{source} is damaged, cut short, or no archive: {error}") from error
+    name = _complete(layouts, found)
+    if name is None:
+        missing = " nor ".join(next(f for f in ends if f not in found) for ends in layouts.values())
+        raise FileNotFoundError(f"{source} holds neither {missing}")
+    return name, {end: found[end] for end in layouts[name]}
+
+
+def checksums(source: Path, layouts: Layouts) -> dict[str, str]:
+    """SHA-256 of an archive, or of the files that are looked for in a directory, by name."""
+    if not source.is_dir():
+        return {source.name: sha256(source)}
+    _, found = find_files(source, layouts, source)
+    return {end: sha256(path) for end, path in found.items()}
+
+
+def _complete(layouts: Layouts, found: Iterable[str]) -> str | None:
+    return next((name for name, ends in layouts.items() if set(ends) <= set(found)), None)
+
+
+def _matching(layouts: Layouts, path: str) -> str | None:
+    every = (end for ends in layouts.values() for end in ends)
+    return next((end for end in every if f"/{path}".endswith(f"/{end}")), None)
+
+
+def _unique(source: Path, layouts: Layouts, paths: Iterable[str]) -> dict[str, str]:
+    """The path of each end; `ValueError` where there are two."""
+    candidates = defaultdict(list)
+    for path in paths:
+        if (end := _matching(layouts, path)) is not None:
+            candidates[end].append(path)
+    for end, found in candidates.items():
+        if len(found) > 1:
+            raise ValueError(f"{source} has {end} more than once: {', '.join(sorted(found))}")
+    return {end: path for end, [path] in candidates.items()}
+
+
+def _find_in_directory(source: Path, layouts: Layouts) -> Iterator[tuple[str, Path]]:
+    walk = os.walk(source.resolve())
+    paths = (f"{directory}/{name}" for directory, _, names in walk for name in names)
+    for end, path in _unique(source, layouts, paths).items():
+        yield end, Path(path)
+
+
+def _unpack_zip(source: Path, layouts: Layouts, scratch: Path) -> Iterator[tuple[str, Path]]:
+    with zipfile.ZipFile(source) as archive:
+        members = _unique(source, layouts, archive.namelist())
+        name = _complete(layouts, members)
+        for end in layouts[name] if name else ():
+            with archive.open(members[end]) as content:
+                yield end, _write(content, scratch / end)
+
+
+def _unpack_tar(source: Path, layouts: Layouts, scratch: Path) -> Iterator[tuple[str, Path]]:
+    found: set[str] = set()
+    with tarfile.open(source, "r|*") as archive:
+        while _complete(layouts, found) is None and (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of a release's million images
+            end = _matching(layouts, member.name) if member.isfile() else None
+            if end is None or end in found:
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            found.add(end)
+            yield end, _write(content, scratch / end)
+
+
+def _write(content: IO[bytes], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+    return path
