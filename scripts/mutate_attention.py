@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -55,14 +56,13 @@ class Mutation:
     old: str
     new: str
 
-    def plant(self, package: Path) -> None:
-        """Apply to a copy of the package; ValueError unless the text is found once."""
-        path = package / f"{self.file}.py"
-        source = path.read_text()
-        if source.count(self.old) != 1 or self.old == self.new:
-            count = source.count(self.old)
-            raise ValueError(f"{self.bug!r}: found {count} times in {path.name}:\n{self.old}")
-        path.write_text(source.replace(self.old, self.new))
+    def planted(self, package: Path) -> str:
+        """The file's source with the bug; ValueError unless the text is found once."""
+        source = (package / f"{self.file}.py").read_text()
+        count = source.count(self.old)
+        if count != 1 or self.old == self.new:
+            raise ValueError(f"{self.bug!r}: found {count} times in {self.file}.py:\n{self.old}")
+        return source.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Trial:
         with tempfile.TemporaryDirectory() as folder:
             package = copied_source(folder)
             if self.mutation is not None:
-                self.mutation.plant(package)
-            for name in [
-                name for name in sys.modules if name.split(".")[0] in ("attention", "lra")
-            ]:
+                source = self.mutation.planted(package)
+                (package / f"{self.mutation.file}.py").write_text(source)
+            loaded = [name for name in sys.modules if name.split(".")[0] in ("attention", "lra")]
+            for name in loaded:
                 del sys.modules[name]
             sys.path.insert(0, folder)
             first = FirstFailure()
@@ -135,8 +135,7 @@ def trials_of(path: Path) -> Iterator[Trial]:
     for entry in tomllib.loads(path.read_text())["mutation"]:
         variants = entry.pop("variants")
         mutation = Mutation(module=module, **{"file": module, **entry})
-        with tempfile.TemporaryDirectory() as folder:
-            mutation.plant(copied_source(folder))
+        mutation.planted(SOURCE)
         for variant in variants:
             counts[variant] += 1
             yield Trial(variant, module, mutation)
@@ -146,6 +145,7 @@ def trials_of(path: Path) -> Iterator[Trial]:
     yield from (Trial(variant, module, None) for variant in counts)
 
 
+@cache
 def module_of(variant: str) -> str:
     """The module in which a variant's class is defined."""
     return composed(variant, 8, ())["_target_"].split(".")[-2]

@@ -348,3 +348,12 @@ def test_the_script_prints_every_property_and_fails_if_one_does(monkeypatch, cap
     monkeypatch.setattr("attention.v_mean.VMeanAttention.not_promised", Declares.not_promised)
     assert main(["attention=v_mean"]) == 1
     assert "HOLDS" in capsys.readouterr().out
+
+
+def test_every_planted_bug_finds_its_text_and_every_variant_has_six(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script = runpy.run_path("scripts/mutate_attention.py")
+    modules = {script["module_of"](variant) for variant in variant_names()}
+    assert {path.stem for path in script["LISTS"].iterdir()} == modules
+    for path in script["LISTS"].iterdir():
+        list(script["trials_of"](path))

@@ -43,8 +43,11 @@ def shapes(subject: Subject) -> Iterator[Measurement]:
     core = subject.core(dtype=torch.float32)
     inputs = inputs_for(core, lengths_mask(LENGTHS, NUM_TOKENS), dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        bad = num_nonfinite(attend(core, inputs))
-    yield Measurement("non-finite entries, autocast", bad, 0.0, "dtypes are mixed under autocast")
+        out = attend(core, inputs)
+    cause = "autocast runs an operator in another precision than the code expects"
+    yield Measurement("non-finite entries, autocast", num_nonfinite(out), 0.0, cause)
+    differs = float(out.dtype != torch.bfloat16)
+    yield Measurement(f"{out.dtype} for bfloat16 under autocast", differs, 0.0, cause)
 
 
 def large_scores(subject: Subject) -> Iterator[Measurement]:

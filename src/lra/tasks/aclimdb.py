@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from lra.tasks.published import Archive, Publication, contents
-from lra.tasks.sources import Source, Via, tfds_order, unofficial
+from lra.tasks.sources import Source, tfds_order, unofficial
 from lra.tasks.store import Sequences
 
 PUBLICATION = Publication(
@@ -49,21 +49,21 @@ class Reviews:
         return Sequences(np.frombuffer(b"".join(texts), np.uint8), offsets, self.labels[chosen])
 
 
-def read_reviews(source: Source, via: Via) -> dict[str, Reviews]:
+def read_reviews(source: Source) -> dict[str, Reviews]:
     """Both published splits. Raises `ValueError` for data that are incomplete or not official."""
-    if via == "direct" and source.form != "tfds":
-        splits = {
-            split: _check_reviews(source, split, (named[key] for key in tfds_order(named, split)))
-            for split, named in _read_members(source.path).items()
-        }
-    else:
+    if source.needs_tfds:
         from lra.tasks.tfds_without_tensorflow import read_directory, tfds_directory
 
         with tfds_directory(source, field="text", num_classes=2, read=_tfds_examples) as directory:
             splits = {
-                split: _check_reviews(source, split, read_directory(directory, split, "text"))
+                split: _check_reviews(source.path, split, read_directory(directory, split, "text"))
                 for split in SPLITS
             }
+    else:
+        splits = {
+            split: Reviews(*map(list, zip(*(named[key] for key in tfds_order(named, split)))))
+            for split, named in _read_members(source.path).items()
+        }
     if source.stand_in is None:
         _check_official(source, splits)
     return splits

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lra.tasks.published import Archive, Publication, contents
-from lra.tasks.sources import Source, Via, tfds_order, unofficial
+from lra.tasks.sources import Source, tfds_order, unofficial
 
 PUBLICATION = Publication(
     archives=(
@@ -53,18 +53,18 @@ Records = UInt8[np.ndarray, "n 3073"]
 """Label, then the red, the green and the blue plane, row by row."""
 
 
-def read_records(source: Source, via: Via) -> dict[str, Records]:
+def read_records(source: Source) -> dict[str, Records]:
     """Both published splits in the order of their files.
 
     Raises `ValueError` for data that are incomplete, malformed or not official.
     """
-    if via == "direct" and source.form != "tfds":
-        splits = _read_members(source.path)
-    else:
+    if source.needs_tfds:
         from lra.tasks.tfds_without_tensorflow import tfds_directory
 
         with tfds_directory(source, field="image", num_classes=10, read=_tfds_examples) as folder:
             splits = {split: _read_tfds(folder, split) for split in BATCHES}
+    else:
+        splits = _read_members(source.path)
     if source.stand_in is None:
         _check_official(source, splits)
     return splits

@@ -5,7 +5,6 @@ Tay et al., "Long Range Arena", ICLR 2021, Section 2.2.4.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +62,16 @@ def prepare(
         name,
         source=source,
         stand_in=stand_in,
+        via=via,
         publication=PUBLICATION,
         rule={"validation": {"rule": SPLIT_RULE}},
-        build=partial(_build, via=via),
+        build=_build,
         progress=progress,
     )
 
 
-def _build(source: Source, via: Via) -> dict[str, Sequences]:
-    records = read_records(source, via)
+def _build(source: Source) -> dict[str, Sequences]:
+    records = read_records(source)
     train = tfds_order(range(len(records["train"])), "train")
     test = tfds_order(range(len(records["test"])), "test")
     num_val = len(train) // 10

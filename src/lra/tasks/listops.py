@@ -5,7 +5,7 @@ of Tay et al., "Long Range Arena", ICLR 2021, Section 2.2.1.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,9 @@ from jaxtyping import Int
 
 from lra.tasks.base import Batch, Split, pad
 from lra.tasks.listops_generator import GENERATOR_VERSION, VOCAB, ListOpsRule, generate
+from lra.tasks.listops_release import LAYOUTS, OFFICIAL_COUNTS, read_split
 from lra.tasks.preparation import open_prepared, prepare_once
+from lra.tasks.release import prepare_release
 from lra.tasks.store import Sequences, Store
 
 SPLIT_KEYS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -93,12 +95,28 @@ def prepare(
     seed: int,
     num_workers: int,
     progress: Callable[[int], object],
+    source: str | None = None,
+    stand_in: str | None = None,
 ) -> Store:
-    """Generate the splits into `data_dir/name`, unless exactly these data are there already.
+    """Prepare the splits in `data_dir/name`, unless exactly these data are there already.
 
-    Damaged data are generated again. Raises `ValueError` where other data have that place.
+    They are generated, or read from `source`: an archive or a directory that holds the release's
+    `basic_*.tsv`, or the `listops` of Mega's `lra.zip`, at any depth. Damaged data are prepared
+    again. Raises `ValueError` where other data have that place.
     """
-    source = {
+    if source is not None:
+        return prepare_release(
+            Path(data_dir),
+            name,
+            source=Path(source),
+            stand_in=stand_in,
+            layouts=LAYOUTS,
+            official_counts=OFFICIAL_COUNTS,
+            build=_read_splits,
+        )
+    if stand_in is not None:
+        raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
+    origin = {
         "kind": "regenerated",
         "generator": "lra.tasks.listops_generator",
         "generator_version": GENERATOR_VERSION,
@@ -107,17 +125,29 @@ def prepare(
         "num_examples": dict(num_examples),
     }
 
-    def build() -> dict[str, Sequences]:
-        return {
-            split: generate(
-                rule,
-                seed=seed,
-                split=SPLIT_KEYS[split],
-                num_examples=count,
-                num_workers=num_workers,
-                progress=progress,
-            )
-            for split, count in num_examples.items()
-        }
+    build = partial(_generate_splits, rule, num_examples, seed, num_workers, progress)
+    return prepare_once(Path(data_dir), name, origin, build)
 
-    return prepare_once(Path(data_dir), name, source, build)
+
+def _generate_splits(
+    rule: ListOpsRule,
+    num_examples: Mapping[Split, int],
+    seed: int,
+    num_workers: int,
+    progress: Callable[[int], object],
+) -> dict[str, Sequences]:
+    return {
+        split: generate(
+            rule,
+            seed=seed,
+            split=SPLIT_KEYS[split],
+            num_examples=count,
+            num_workers=num_workers,
+            progress=progress,
+        )
+        for split, count in num_examples.items()
+    }
+
+
+def _read_splits(layout: str, files: dict[str, Path], _: Path) -> dict[str, Sequences]:
+    return {split: read_split(layout, files, key) for split, key in SPLIT_KEYS.items()}

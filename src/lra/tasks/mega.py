@@ -24,6 +24,7 @@ from lra.tasks.documents import LabeledPair
 from lra.tasks.store import Sequences
 
 MegaSplit = Literal["train", "valid", "test"]
+SPLITS: tuple[MegaSplit, ...] = ("train", "valid", "test")
 
 INDEX_MAGIC = b"MMIDIDX\x00\x00" + struct.pack("<Q", 1)
 DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}
@@ -37,7 +38,7 @@ PADDING, OTHER = -1, -2
 def read_texts(directory: Path, split: MegaSplit) -> Sequences:
     """The texts of a split, as bytes."""
     texts = _read_bytes(directory / "src-bin", directory / "src-bin", split)
-    return to_sequences(texts, _read_labels(directory, split))
+    return Sequences.of(zip(texts, _read_labels(directory, split), strict=True))
 
 
 def read_pairs(directory: Path, split: MegaSplit) -> Iterator[LabeledPair]:
@@ -52,25 +53,16 @@ def read_pixels(directory: Path, split: MegaSplit) -> Sequences:
     """The images of a split, pixels row by row."""
     inputs, labels = directory / f"input/{split}.src", directory / f"label/{split}.label"
     with inputs.open("rb") as images, labels.open("rb") as classes:
-        return to_sequences(_read_integers(images), (label for [label] in _read_integers(classes)))
+        numbers = (label for [label] in _read_integers(classes))
+        return Sequences.of(zip(_read_integers(images), numbers, strict=True))
 
 
-def read_symbols(directory: Path, split: MegaSplit) -> tuple[Iterator[list[str]], Iterator[int]]:
-    """The samples of a split, as words, and their classes."""
+def read_words(directory: Path, split: MegaSplit) -> Iterator[tuple[list[str], int]]:
+    """Words and class of each sample of a split."""
     symbols = np.array(_read_dictionary(directory / "src-bin"), dtype=object)
-    samples = _read_samples(directory / "src-bin", split)
-    return (symbols[ids].tolist() for ids in samples), _read_labels(directory, split)
-
-
-def to_sequences(texts: Iterable[bytes], labels: Iterable[int]) -> Sequences:
-    """Texts or images and their classes, in memory."""
-    tokens, offsets, classes = bytearray(), [0], bytearray()
-    for text, label in zip(texts, labels, strict=True):
-        tokens += text
-        offsets.append(len(tokens))
-        classes.append(label)
-    arrays = (np.frombuffer(tokens, np.uint8), np.array(offsets), np.frombuffer(classes, np.uint8))
-    return Sequences(*arrays)
+    samples, labels = _read_samples(directory / "src-bin", split), _read_labels(directory, split)
+    for ids, label in zip(samples, labels, strict=True):
+        yield symbols[ids].tolist(), label
 
 
 def _read_bytes(directory: Path, dictionary: Path, split: MegaSplit) -> Iterator[bytes]:

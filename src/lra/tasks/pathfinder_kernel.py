@@ -34,7 +34,7 @@ _COLLISION = 459  # 1.8 · 255
 _MIN_WEIGHT = 1e-4
 _MIN_FREE_PERCENT = 1
 
-compiled = numba.njit(nogil=True)
+compiled = numba.njit(nogil=True, error_model="numpy")
 
 
 class Stream(NamedTuple):
@@ -115,8 +115,9 @@ def draw_targets(stream, tables, seeds, mask, contours, weights):
         return False
     if not seed_second(stream, tables, mask, contours):
         return False
-    mask[:] = 255
-    mask[frame : height - frame, frame : width - frame] = 0
+    for y in range(height):
+        for x in range(width):
+            mask[y, x] = 0 if frame <= min(y, height - 1 - y, x, width - 1 - x) else 255
     for i in range(1, contours.shape[1]):
         draw_integer(stream, 1)  # a contrast, out of one
         for k in range(2):
@@ -231,13 +232,13 @@ def draw_distractors(stream, tables, mask, shape, picture, weights):
     number, num_paddles = shape
     contour = np.empty((num_paddles, NUM_COLUMNS), dtype=np.int64)
     free = np.empty(mask.size, dtype=np.int32)
-    trial_mask = np.empty_like(mask)
+    trial_mask = np.empty(mask.shape, dtype=np.uint8)
     for _ in range(number):
         for _ in range(_NUM_DISTRACTOR_TRIES):
-            trial_mask[:] = mask
+            copy(mask, trial_mask)
             if draw_distractor(stream, tables, trial_mask, contour, free, weights):
                 stamp(trial_mask, tables.masks, contour[num_paddles - 1])
-                mask[:] = trial_mask
+                copy(trial_mask, mask)
                 stamp_all(picture, tables.lines, contour)
                 break
 
@@ -262,7 +263,7 @@ def seed_distractor(stream, tables, mask, contour, free):
     """Place a distractor's first paddle where the mask leaves room."""
     for _ in range(_NUM_TRIALS):
         degree = draw_integer(stream, NUM_FIRST)
-        if 100 * (mask < _OCCUPIED).sum() < _MIN_FREE_PERCENT * mask.size:
+        if 100 * count_below(mask, _OCCUPIED) < _MIN_FREE_PERCENT * mask.size:
             return False
         count = free_pixels(tables, mask, degree, 1, free)
         if count == 0:
@@ -284,9 +285,10 @@ def free_pixels(tables, mask, degree, border, free):
     if size < 0:
         return 0
     height, width = mask.shape
-    occupied = mask >= _OCCUPIED
-    occupied[:border] = occupied[height - border :] = True
-    occupied[:, :border] = occupied[:, width - border :] = True
+    occupied = np.ones((height, width), dtype=np.bool_)
+    for y in range(border, height - border):
+        for x in range(border, width - border):
+            occupied[y, x] = mask[y, x] >= _OCCUPIED
     blocked = np.zeros((height, width), dtype=np.bool_)
     for k in range(size):
         dy, dx = tables.kernels[degree, k, 0], tables.kernels[degree, k, 1]
@@ -294,10 +296,11 @@ def free_pixels(tables, mask, degree, border, free):
             for x in range(max(0, -dx), min(width, width - dx)):
                 blocked[y, x] |= occupied[y + dy, x + dx]
     count = 0
-    for pixel, is_blocked in enumerate(blocked.flat):
-        if not is_blocked:
-            free[count] = pixel
-            count += 1
+    for y in range(height):
+        for x in range(width):
+            if not blocked[y, x]:
+                free[count] = y * width + x
+                count += 1
     return count
 
 
@@ -306,6 +309,24 @@ def free_pixels(tables, mask, degree, border, free):
 def step(y, x, unit, distance):
     """`distance` along a unit step; rounded up only after the sum, whose last bits decide."""
     return int(np.ceil(y + distance * unit[0])), int(np.ceil(x + distance * unit[1]))
+
+
+@compiled
+@no_type_check
+def copy(source, target):
+    for y in range(source.shape[0]):
+        for x in range(source.shape[1]):
+            target[y, x] = source[y, x]
+
+
+@compiled
+@no_type_check
+def count_below(picture, limit):
+    count = 0
+    for y in range(picture.shape[0]):
+        for x in range(picture.shape[1]):
+            count += picture[y, x] < limit
+    return count
 
 
 @compiled
@@ -391,13 +412,14 @@ def stamp_marker(picture, markers, paddle):
 def compose(tables, targets, distractors, markers, image):
     """Maximum of the pictures, scaled to 0..255 and rounded half up."""
     values = np.empty(image.shape)
+    lowest, highest = np.inf, 0.0
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
             paddles = max(
                 tables.target_values[targets[y, x]], tables.distractor_values[distractors[y, x]]
             )
             values[y, x] = max(paddles, markers[y, x] / 255)
-    lowest, highest = values.min(), values.max()
+            lowest, highest = min(lowest, values[y, x]), max(highest, values[y, x])
     scale = 255 / (highest - lowest)
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):

@@ -10,7 +10,7 @@ Skeinformer release lack the closing brackets, without which an expression has n
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +18,9 @@ import numpy as np
 from jaxtyping import Integer
 
 from lra.tasks.documents import LabeledPair
-from lra.tasks.mega import to_sequences
 from lra.tasks.store import Sequences
 
-_CONSTRUCTORS: dict[str, Callable[..., object]] = {
+_CONSTRUCTORS: dict[str, object] = {
     "ndarray": np.ndarray,
     "dtype": np.dtype,
     "_reconstruct": np.empty(0).__reduce__()[0],
@@ -32,7 +31,7 @@ _CONSTRUCTORS: dict[str, Callable[..., object]] = {
 
 
 class _DataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., object]:
+    def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] != "numpy" or name not in _CONSTRUCTORS:
             raise ValueError(f"it asks for {module}.{name}, which is not data")
         return _CONSTRUCTORS[name]
@@ -41,10 +40,7 @@ class _DataUnpickler(pickle.Unpickler):
 def read_pickle_split(path: Path, content: Literal["text", "pixels"]) -> Sequences:
     """The texts or images of a split."""
     decode = _text if content == "text" else _pixels
-    rows = _read(path)
-    return to_sequences(
-        (decode(_ids(row, "input_ids_0")) for row in rows), (_label(row) for row in rows)
-    )
+    return Sequences.of((decode(_ids(row, "input_ids_0")), _label(row)) for row in _read(path))
 
 
 def read_pickle_pairs(path: Path) -> Iterator[LabeledPair]:

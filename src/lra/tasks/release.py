@@ -22,7 +22,7 @@ Layouts = Mapping[str, Sequence[str]]
 """For each way in which data may lie, the ends of the paths of its files."""
 
 Build = Callable[[str, dict[str, Path], Path], Mapping[str, Sequences | Pairs]]
-"""The splits, given a layout, its files by path end, and a directory for what is needed meanwhile."""
+"""The splits, given a layout, its files by path end, and a directory for intermediate files."""
 
 
 def prepare_release(

@@ -19,6 +19,7 @@ from lra.tasks import mega, pickles
 from lra.tasks.base import Batch, Split, pad
 from lra.tasks.documents import LabeledPair, collect_pairs
 from lra.tasks.download import fetch
+from lra.tasks.durable import build_lock
 from lra.tasks.preparation import is_prepared, open_prepared
 from lra.tasks.release import prepare_release
 from lra.tasks.store import Pairs, Store
@@ -116,7 +117,9 @@ def prepare(
             raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
         if is_prepared(root, name, {"kind": "official"}):
             return open_prepared(root, name, verify=False)
-        found = fetch(url, root / "downloads" / url.rpartition("/")[2], progress)
+        found = root / "downloads" / url.rpartition("/")[2]
+        with build_lock(found):
+            fetch(url, found, progress)
     else:
         found = Path(source)
 
@@ -138,7 +141,7 @@ def read_splits(layout: str, files: list[Path]) -> dict[str, Iterator[LabeledPai
     """The pairs of each split, given one of `LAYOUTS` and its files in that order."""
     if layout == "mega":
         directory = files[0].parents[1]
-        pairs = [mega.read_pairs(directory, split) for split in ("train", "valid", "test")]
+        pairs = [mega.read_pairs(directory, split) for split in mega.SPLITS]
     else:
         read = read_tsv if layout == "release" else pickles.read_pickle_pairs
         pairs = [read(path) for path in files]

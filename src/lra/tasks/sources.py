@@ -34,6 +34,13 @@ class Source:
     """Of an archive's content; of names and contents of a directory's files."""
     stand_in: str | None
     """The name of data that are not official."""
+    via: Via
+    """How an archive is read."""
+
+    @property
+    def needs_tfds(self) -> bool:
+        """Whether it is read with TensorFlow Datasets."""
+        return self.form == "tfds" or self.via == "tfds"
 
 
 def prepare_from_source(
@@ -42,6 +49,7 @@ def prepare_from_source(
     *,
     source: str | None,
     stand_in: str | None,
+    via: Via,
     publication: Publication,
     rule: Mapping[str, object],
     build: Callable[[Source], Mapping[str, Sequences]],
@@ -53,6 +61,8 @@ def prepare_from_source(
     `data_dir/downloads`, or downloads it; `progress` is told the bytes as they arrive. `rule`, how
     splits are made, goes into the manifest.
     """
+    if via not in ("direct", "tfds"):
+        raise ValueError(f"prepare.via={via} is not one of direct, tfds")
     if stand_in is not None and source is None:
         raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
     label: dict[str, object] = {"kind": "official", **rule}
@@ -65,19 +75,21 @@ def prepare_from_source(
         path = fetch_archive(publication.archives[0], data_dir / "downloads", progress)
     else:
         path = Path(source)
-    found = examine(path, publication, stand_in)
+    found = examine(path, publication, stand_in, via)
     provenance = {**label, "form": found.form, "sha256": found.sha256}
     return prepare_once(data_dir, name, provenance, partial(build, found))
 
 
-def examine(path: Path, publication: Publication, stand_in: str | None) -> Source:
+def examine(path: Path, publication: Publication, stand_in: str | None, via: Via) -> Source:
     """What is at `path`; `ValueError` for an archive with a wrong checksum, given its name."""
     if not path.exists():
         raise FileNotFoundError(f"source={path} does not exist")
     if (path / "dataset_info.json").is_file():
-        return Source(path, "tfds", _files_sha256(path), stand_in)
+        return Source(path, "tfds", _files_sha256(path), stand_in, via)
     if path.is_dir():
-        return Source(path, "directory", directory_sha256(path, publication), stand_in)
+        if via == "tfds":
+            raise ValueError(f"prepare.via=tfds reads archives, and {path} is unpacked")
+        return Source(path, "directory", directory_sha256(path, publication), stand_in, via)
     digest = sha256(path)
     official = {archive.sha256: archive for archive in publication.archives}
     if stand_in is not None and digest in official:
@@ -88,7 +100,7 @@ def examine(path: Path, publication: Publication, stand_in: str | None) -> Sourc
             f"{' or '.join(map(str, publication.archives))}; fetch it again, or name other data "
             "with prepare.stand_in=NAME"
         )
-    return Source(path, "archive", digest, stand_in)
+    return Source(path, "archive", digest, stand_in, via)
 
 
 def tfds_order(keys: Iterable[Key], split: str) -> list[Key]:

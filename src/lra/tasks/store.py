@@ -17,7 +17,8 @@ share them. A store appears under its name complete or not at all.
 """
 
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -57,6 +58,16 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @classmethod
+    def of(cls, examples: Iterable[tuple[bytes, int]]) -> "Sequences":
+        """Tokens and class of each example, gathered in memory."""
+        tokens, offsets, labels = bytearray(), array("q", [0]), bytearray()
+        for sequence, label in examples:
+            tokens += sequence
+            offsets.append(len(tokens))
+            labels.append(label)
+        return cls(*(np.array(part) for part in (tokens, offsets, labels)))
 
     def lengths(self) -> Int64[np.ndarray, " n"]:
         """Tokens of each sequence."""

@@ -114,15 +114,16 @@ def prepare(
         name,
         source=source,
         stand_in=stand_in,
+        via=via,
         publication=PUBLICATION,
         rule={"validation": {"rule": VALIDATION_RULE, "fraction": val_fraction, "seed": seed}},
-        build=partial(_build, via=via, val_fraction=val_fraction, seed=seed),
+        build=partial(_build, val_fraction=val_fraction, seed=seed),
         progress=progress,
     )
 
 
-def _build(source: Source, via: Via, val_fraction: float, seed: int) -> dict[str, Sequences]:
-    reviews = read_reviews(source, via)
+def _build(source: Source, val_fraction: float, seed: int) -> dict[str, Sequences]:
+    reviews = read_reviews(source)
     train, test = reviews["train"], reviews["test"]
     is_val = validation_rows(train, val_fraction, seed)
     return {

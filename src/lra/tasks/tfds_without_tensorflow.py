@@ -72,8 +72,6 @@ def tfds_directory(
     if source.form == "tfds":
         yield source.path
         return
-    if source.form == "directory":
-        raise ValueError(f"via=tfds reads archives, not the directory {source.path}")
     features = {"text": tfds.features.Text(), "image": tfds.features.Image(shape=(32, 32, 3))}
     label = tfds.features.ClassLabel(num_classes=num_classes)
     fields = tfds.features.FeaturesDict({field: features[field], "label": label})
@@ -96,7 +94,7 @@ def read_directory(directory: Path, split: str, field: Field) -> Iterator[tuple[
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         examples = _from_array_record(builder, split, field)
     else:
-        examples = _from_tfrecord(builder.info.splits[split].filepaths, field)
+        examples = _from_tfrecord(map(Path, builder.info.splits[split].filepaths), field)
     count = 0
     for example in examples:
         yield example
