@@ -1,7 +1,7 @@
 """Nyströmformer: softmax attention through a few landmarks.
 
 Xiong, Zeng, Chakraborty, Tan, Fung, Li, Singh, "Nyströmformer: A Nyström-Based Algorithm for
-Approximating Self-Attention", AAAI 2021, https://arxiv.org/abs/2102.03902, Equations (13)-(14).
+Approximating Self-Attention", AAAI 2021, https://arxiv.org/abs/2102.03902.
 
 The landmarks q~, k~ are the means of queries and keys over L segments. With softmax over rows,
 
@@ -154,7 +154,7 @@ def landmark_kernel(
 def iterative_inverse(
     matrix: Float[Tensor, "b h l l"], num_iterations: int
 ) -> Float[Tensor, "b h l l"]:
-    """Z after a number of steps, Equation (14), for a matrix whose rows sum to 1 or are zero."""
+    """Z after a number of steps, for a matrix whose rows sum to 1 or are zero."""
     largest_column = matrix.sum(-2).amax(-1)[..., None, None]  # ||A||_1; ||A||_inf is 1
     inverse = matrix.mT / largest_column
     for _ in range(num_iterations):

@@ -76,6 +76,16 @@ class SkeinformerAttention(AttentionCore):
         self.row_normalization = row_normalization
         self.reuse_pilot = reuse_pilot
 
+    def not_promised(self) -> dict[str, str]:
+        if self.row_normalization == "truncated":
+            return {"constant_values": "a row sums to the share of its sampled keys"}
+        if self.row_normalization == "none":
+            return {
+                "constant_values": "a row sums to 1 on average only",
+                "gradcheck": "weights 1 / (d p_j) follow the inputs, without a gradient",
+            }
+        return {}
+
     def forward(
         self,
         q: Float[Tensor, "b h n p"],

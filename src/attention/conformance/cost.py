@@ -33,9 +33,9 @@ class Cost:
 def costs(
     build: Callable[[AttentionDims], AttentionCore], lengths: Sequence[int] = LENGTHS
 ) -> list[Cost]:
-    """Costs in float32, in evaluation mode, at several lengths without padding."""
+    """Costs in float32, in training mode, at several lengths without padding."""
     dims = AttentionDims(num_heads=2, head_dim=32, max_seq_len=max(lengths))
-    core = build(dims).eval()
+    core = build(dims)
     return [cost(core, num_tokens) for num_tokens in lengths]
 
 

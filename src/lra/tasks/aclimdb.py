@@ -6,15 +6,13 @@ Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from lra.tasks.published import Archive, Publication, contents
 from lra.tasks.sources import Source, tfds_order, unofficial
-from lra.tasks.store import Sequences
 
 PUBLICATION = Publication(
     archives=(
@@ -34,57 +32,47 @@ NUM_TRAIN_BYTES = 33_132_823
 VALIDATION_RULE = "per class, the texts with the smallest SHA-256 of seed in decimal digits + text"
 
 
-@dataclass(frozen=True)
-class Reviews:
-    """A published split: texts without white space around them, in TFDS's order."""
-
-    texts: list[bytes]
-    labels: UInt8[np.ndarray, " n"]
-    """The position in `CLASSES`."""
-
-    def where(self, chosen: Bool[np.ndarray, " n"]) -> Sequences:
-        """Some of the reviews, in the same order."""
-        texts = [self.texts[i] for i in np.flatnonzero(chosen)]
-        offsets = np.cumsum([0] + [len(text) for text in texts])
-        return Sequences(np.frombuffer(b"".join(texts), np.uint8), offsets, self.labels[chosen])
+Review = tuple[bytes, int]
+"""A text without white space around it, and the position of its class in `CLASSES`."""
 
 
-def read_reviews(source: Source) -> dict[str, Reviews]:
-    """Both published splits. Raises `ValueError` for data that are incomplete or not official."""
+def read_reviews(source: Source) -> dict[str, list[Review]]:
+    """The published splits, in the order of TensorFlow Datasets.
+
+    Raises `ValueError` for data that are damaged, incomplete, or official only by name.
+    """
     if source.needs_tfds:
         from lra.tasks.tfds_without_tensorflow import read_directory, tfds_directory
 
         with tfds_directory(source, field="text", num_classes=2, read=_tfds_examples) as directory:
-            splits = {
-                split: _check_reviews(source.path, split, read_directory(directory, split, "text"))
-                for split in SPLITS
-            }
+            splits = {split: list(read_directory(directory, split, "text")) for split in SPLITS}
     else:
-        splits = {
-            split: Reviews(*map(list, zip(*(named[key] for key in tfds_order(named, split)))))
-            for split, named in _read_members(source.path).items()
-        }
+        found = _read_members(source.path)
+        splits = {s: [named[key] for key in tfds_order(named, s)] for s, named in found.items()}
+    for split, reviews in splits.items():
+        _check_reviews(source.path, split, reviews)
     if source.stand_in is None:
         _check_official(source, splits)
     return splits
 
 
-def validation_rows(reviews: Reviews, fraction: float, seed: int) -> Bool[np.ndarray, " n"]:
+def validation_rows(reviews: list[Review], fraction: float, seed: int) -> Bool[np.ndarray, " n"]:
     """True at the reviews of the validation split, `fraction` of each class.
 
     `VALIDATION_RULE` looks at the text alone, so that copies of a text stay together.
     """
-    ranks = [hashlib.sha256(b"%d" % seed + text).digest() for text in reviews.texts]
-    chosen = np.zeros(len(ranks), dtype=bool)
-    for label in range(len(CLASSES)):
-        rows = sorted(np.flatnonzero(reviews.labels == label), key=lambda row: ranks[row])
+    ranks = [hashlib.sha256(b"%d" % seed + text).digest() for text, _ in reviews]
+    chosen = np.zeros(len(reviews), dtype=bool)
+    for wanted in range(len(CLASSES)):
+        rows = [row for row, (_, label) in enumerate(reviews) if label == wanted]
+        rows.sort(key=ranks.__getitem__)
         chosen[rows[: round(fraction * len(rows))]] = True
     return chosen
 
 
-def _read_members(path: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
-    """Text and label of each labeled review, by split and by the key it has in TFDS."""
-    found: dict[str, dict[str, tuple[bytes, int]]] = {split: {} for split in SPLITS}
+def _read_members(path: Path) -> dict[str, dict[str, Review]]:
+    """The labeled reviews of each split, by the key that they have in TensorFlow Datasets."""
+    found: dict[str, dict[str, Review]] = {split: {} for split in SPLITS}
     for name, content in contents(path, PUBLICATION):
         _, split, folder, _ = name.split("/")
         found[split][name] = (content.strip(), CLASSES.index(folder))
@@ -92,32 +80,30 @@ def _read_members(path: Path) -> dict[str, dict[str, tuple[bytes, int]]]:
 
 
 def _tfds_examples(path: Path) -> dict[str, Iterator[tuple[str, dict[str, object]]]]:
+    found = _read_members(path)
+    for split, named in found.items():
+        _check_reviews(path, split, named.values())  # TFDS has no message for an empty split
     return {
         split: ((key, {"text": text, "label": label}) for key, (text, label) in named.items())
-        for split, named in _read_members(path).items()
+        for split, named in found.items()
     }
 
 
-def _check_reviews(source: Source, split: str, reviews: Iterable[tuple[bytes, int]]) -> Reviews:
-    texts: list[bytes] = []
-    labels: list[int] = []
-    for text, label in reviews:
+def _check_reviews(path: Path, split: str, reviews: Iterable[Review]) -> None:
+    labels = set()
+    for row, (text, label) in enumerate(reviews):
         if not text:
-            raise ValueError(f"review {len(texts)} of {split} in {source.path} is empty")
-        if label not in range(len(CLASSES)):
-            raise ValueError(f"{split} in {source.path} has label {label}, not 0 or 1")
-        texts.append(text)
-        labels.append(label)
-    if set(labels) != set(range(len(CLASSES))):
-        raise ValueError(f"{split} in {source.path} lacks reviews of neg, pos or both")
-    return Reviews(texts, np.array(labels, dtype=np.uint8))
+            raise ValueError(f"review {row} of {split} in {path} is empty")
+        labels.add(label)
+    if labels != set(range(len(CLASSES))):
+        raise ValueError(f"{split} in {path} has labels {sorted(labels)}, not 0 and 1")
 
 
-def _check_official(source: Source, splits: dict[str, Reviews]) -> None:
+def _check_official(source: Source, splits: dict[str, list[Review]]) -> None:
     """Counts and the size of the training texts, where no checksum of an archive is known."""
     for split, reviews in splits.items():
-        counts = np.bincount(reviews.labels).tolist()
+        counts = np.bincount([label for _, label in reviews]).tolist()
         if counts != [NUM_PER_CLASS, NUM_PER_CLASS]:
             raise unofficial(source, f"{counts} reviews in {split}", f"{NUM_PER_CLASS:,} a class")
-    if (found := sum(map(len, splits["train"].texts))) != NUM_TRAIN_BYTES:
+    if (found := sum(len(text) for text, _ in splits["train"])) != NUM_TRAIN_BYTES:
         raise unofficial(source, f"{found:,} bytes of text in train", f"{NUM_TRAIN_BYTES:,}")

@@ -136,7 +136,7 @@ def seed_first(stream, tables, seeds, mask, contour):
             return False
         pixel = seeds.pixels[degree, draw_integer(stream, seeds.counts[degree])]
         y, x = divmod(pixel, mask.shape[1])
-        if start_contour(tables, mask, degree, y, x, contour):
+        if start_contour(tables, len(mask), degree, y, x, contour):
             return True
     return False
 
@@ -150,19 +150,19 @@ def seed_second(stream, tables, mask, contours):
         unit = tables.compass[draw_integer(stream, 360)]
         y = int(np.rint(contours[0, 0, Y] + tables.seed_distance * unit[0]))
         x = int(np.rint(contours[0, 0, X] + tables.seed_distance * unit[1]))
-        if start_contour(tables, mask, degree, y, x, contours[1]):
+        if start_contour(tables, len(mask), degree, y, x, contours[1]):
             return True
     return False
 
 
 @compiled
 @no_type_check
-def start_contour(tables, mask, degree, y, x, contour):
+def start_contour(tables, side, degree, y, x, contour):
     """A first paddle with its tail at (y, x); False where it leaves the image."""
     head_y, head_x = step(y, x, tables.units[degree], tables.paddle_length)
     pivot_y, pivot_x = step(head_y, head_x, tables.back_units[degree], tables.pivot_distance)
     write_paddle(contour[0], degree, y, x, pivot_y, pivot_x)
-    return is_inside(mask, head_y, head_x) and is_inside(mask, pivot_y, pivot_x)
+    return is_inside(side, head_y, head_x) and is_inside(side, pivot_y, pivot_x)
 
 
 @compiled
@@ -191,20 +191,21 @@ def extend(stream, tables, mask, contour, i, weights):
 @no_type_check
 def weigh_candidates(tables, mask, turns, pivot_y, pivot_x, weights):
     """Fill `weights`, with -1 for heads outside the image, and return their sum."""
-    total = 0.0
-    for j in range(len(weights)):
-        head_y, head_x = pivot_y + tables.offsets[j, 0], pivot_x + tables.offsets[j, 1]
-        if not is_inside(mask, head_y, head_x):
+    offsets, disk, levels = tables.offsets, tables.disk, tables.levels
+    side, total = len(mask), 0.0
+    for j in range(len(offsets)):
+        head_y, head_x = pivot_y + offsets[j, 0], pivot_x + offsets[j, 1]
+        if not is_inside(side, head_y, head_x):
             weights[j] = -1
             continue
         weights[j] = 0
         if turns[j] > 0:
             highest = 0
-            for k in range(len(tables.disk)):
-                y, x = head_y + tables.disk[k, 0], head_x + tables.disk[k, 1]
-                if is_inside(mask, y, x):
+            for k in range(len(disk)):
+                y, x = head_y + disk[k, 0], head_x + disk[k, 1]
+                if is_inside(side, y, x):
                     highest = max(highest, mask[y, x])
-            weights[j] = (1 - tables.levels[highest]) * turns[j]
+            weights[j] = (1 - levels[highest]) * turns[j]
             total += weights[j]
     return total
 
@@ -269,7 +270,7 @@ def seed_distractor(stream, tables, mask, contour, free):
         if count == 0:
             return False
         y, x = divmod(free[draw_integer(stream, count)], mask.shape[1])
-        if start_contour(tables, mask, degree, y, x, contour):
+        if start_contour(tables, len(mask), degree, y, x, contour):
             return True
     return False
 
@@ -331,18 +332,17 @@ def count_below(picture, limit):
 
 @compiled
 @no_type_check
-def is_inside(mask, y, x):
+def is_inside(side, y, x):
     """Whether a pixel is one of the image."""
-    return 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1]
+    return 0 <= y < side and 0 <= x < side
 
 
 @compiled
 @no_type_check
-def overlap(picture, patch, y, x):
-    """First and last row and column of a patch centered at (y, x), in the picture."""
-    reach = len(patch) // 2
-    top, bottom = max(0, y - reach), min(picture.shape[0], y + reach + 1)
-    left, right = max(0, x - reach), min(picture.shape[1], x + reach + 1)
+def overlap(side, reach, y, x):
+    """Bounds in the picture of the rows and columns of a patch centered at (y, x)."""
+    top, bottom = max(0, y - reach), min(side, y + reach + 1)
+    left, right = max(0, x - reach), min(side, x + reach + 1)
     return top, bottom, left, right
 
 
@@ -357,8 +357,8 @@ def stamp(picture, patches, paddle):
 @no_type_check
 def stamp_patch(picture, patch, y, x):
     """Maximum of a picture and a patch centered at (y, x)."""
-    top, bottom, left, right = overlap(picture, patch, y, x)
     reach = len(patch) // 2
+    top, bottom, left, right = overlap(len(picture), reach, y, x)
     for i in range(top, bottom):
         for j in range(left, right):
             picture[i, j] = max(picture[i, j], patch[i - y + reach, j - x + reach])
@@ -388,8 +388,8 @@ def write_paddle(paddle, orientation, y, x, pivot_y, pivot_x):
 def collides(mask, patches, paddle):
     """Whether a paddle's zone and the mask add up to too much somewhere."""
     y, x, patch = paddle[Y], paddle[X], patches[paddle[ORIENTATION]]
-    top, bottom, left, right = overlap(mask, patch, y, x)
     reach = len(patch) // 2
+    top, bottom, left, right = overlap(len(mask), reach, y, x)
     for i in range(top, bottom):
         for j in range(left, right):
             if int(mask[i, j]) + int(patch[i - y + reach, j - x + reach]) >= _COLLISION:

@@ -1,15 +1,29 @@
 """Preparing a task's data: once, completely, and never over other data."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lra.tasks.durable import build_lock
+from lra.tasks.manifest import MANIFEST
 from lra.tasks.store import Pairs, Sequences, Store, write_store
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What stands below a data directory."""
+
+    name: str
+    num_bytes: int
+    """On disk."""
+    store: Store | None
+    problem: str | None
+    """Why there is no store that can be used."""
 
 
 def prepare_once(
@@ -55,3 +69,18 @@ def open_prepared(data_dir: Path, name: str, *, verify: bool) -> Store:
     """The store of a task; its errors name the command that builds it."""
     command = f"python scripts/prepare_data.py task={name} data_dir={data_dir}"
     return Store.open(data_dir / name, verify=verify, rebuild_command=command)
+
+
+def survey(data_dir: Path, *, verify: bool) -> Iterator[PreparedData]:
+    """All prepared data below a directory, damaged ones too, by name; `verify` reads them whole."""
+    for directory in sorted(path for path in data_dir.glob("[!.]*") if path.is_dir()):
+        files = [path for path in directory.iterdir() if path.is_file()]
+        if not any(path.name == MANIFEST or path.name.endswith("_labels.npy") for path in files):
+            continue
+        store, problem = None, None
+        try:
+            store = open_prepared(data_dir, directory.name, verify=verify)
+        except (ValueError, FileNotFoundError) as error:
+            problem = str(error)
+        size = sum(path.stat().st_size for path in files)
+        yield PreparedData(directory.name, size, store, problem)

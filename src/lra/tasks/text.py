@@ -127,7 +127,7 @@ def _build(source: Source, val_fraction: float, seed: int) -> dict[str, Sequence
     train, test = reviews["train"], reviews["test"]
     is_val = validation_rows(train, val_fraction, seed)
     return {
-        "train": train.where(~is_val),
-        "val": train.where(is_val),
-        "test": test.where(np.ones(len(test.texts), dtype=bool)),
+        "train": Sequences.of(review for review, val in zip(train, is_val, strict=True) if not val),
+        "val": Sequences.of(review for review, val in zip(train, is_val, strict=True) if val),
+        "test": Sequences.of(test),
     }
