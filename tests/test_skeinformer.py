@@ -11,6 +11,7 @@ from attention.base import AttentionDims, checked_choice
 from attention.skeinformer import (
     RowNormalization,
     SkeinformerAttention,
+    adaptive_row_normalization,
     importance_log_weights,
     unbiased_column_weights,
 )
@@ -199,6 +200,24 @@ def test_large_scores_keep_their_precision(mask, dtype, largest, limits):
     errors = [(low - high).norm() / high.norm() for low, high in zip(*results, strict=True)]
     assert errors[0] < limits[0]
     assert max(errors[1:]) < limits[1]
+
+
+def test_the_count_of_filled_keys_is_not_rounded_in_half_precision():
+    """log(3948) = 8.281 would be 8.25 in bf16, 3 % of the fill's weight."""
+    d, n = 8, 3956
+    q, k = torch.zeros(1, 1, 1, P), torch.zeros(1, 1, n, P)
+    q[..., 0], k[0, 0, :d, 0] = P**0.5, torch.tensor([6.875, -6.875] * 4)
+    v = torch.zeros(1, 1, n, P)
+    v[0, 0, :d] = 1
+    columns, valid = torch.arange(d)[None, None], torch.ones(1, 1, d, dtype=torch.bool)
+    keys = torch.ones(1, n, dtype=torch.bool)
+    shares = []
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = (x.to(dtype).expand(-1, -1, n, -1) for x in (q, k, v))
+        out = adaptive_row_normalization(*inputs, keys, columns, valid)
+        shares.append(out[0, 0, 0, 0].item())
+    assert 0.4 < shares[1] < 0.6
+    assert abs(shares[0] - shares[1]) < 0.003
 
 
 def test_definition_3_1_is_unbiased_with_the_variance_of_the_theory():

@@ -42,6 +42,14 @@ def test_dropout_of_weights_is_on_in_training_only(inputs, variant):
     assert_close(core.eval()(*inputs), exact, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("variant", [SoftmaxAttention, FusedSoftmaxAttention])
+def test_dropout_falls_on_weights_not_on_features(inputs, variant):
+    q, k, v, mask = inputs
+    out = variant(DIMS, dropout=0.5)(q, k, torch.ones_like(v), mask)
+    assert_close(out, out[..., :1].expand_as(out))
+    assert out[0].std() > 0.1
+
+
 def test_softmax_agrees_with_torchs_own_multi_head_attention(inputs):
     mask = inputs[-1][:2]
     ours = MultiHeadAttention(SoftmaxAttention(DIMS, dropout=0.0), 8).double()

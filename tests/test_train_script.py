@@ -161,6 +161,14 @@ def test_bad_input_gets_a_clear_error_before_any_work(command, tmp_path, overrid
     assert not list(tmp_path.rglob("record.json"))
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_an_output_that_cannot_be_written_is_one_line(command, tmp_path, flags):
+    (tmp_path / "outputs").touch()
+    message = execute(command(flags=flags), tmp_path, expected=1)
+    assert message.startswith("cannot write to outputs/adhoc")
+    assert "Traceback" not in message
+
+
 def test_core_trains_without_trackers_readers_or_plots_installed(command, tmp_path):
     blocked = ("wandb", "matplotlib", "tensorflow_datasets", "tabulate")
     (tmp_path / "sitecustomize.py").write_text(
