@@ -58,9 +58,9 @@ def prepare(task: str, overrides: list[str]) -> int:
         config = hydra.compose("train", [f"task={task}", *overrides])
         store = build(config)
     except (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError) as error:
-        if isinstance(error, InstantiationException) and error.__cause__ is not None:
-            error = error.__cause__
-        print(f"task={task}: {type(error).__name__}: {error}", file=sys.stderr)
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        reason = cause or error
+        print(f"task={task}: {type(reason).__name__}: {reason}", file=sys.stderr)
         return 1
     for split, entry in store.manifest["splits"].items():
         print(

@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.error import HTTPError
 
 RESPONSE_SECONDS = 4.0
 """How long a server may take to answer."""
@@ -41,30 +42,30 @@ def fetch(url: str, path: Path, progress: Callable[[int], object]) -> Path:
 def _download(url: str, part: Path, progress: Callable[[int], object]) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with _open(urllib.request.Request(url, headers=headers)) as response:
+    try:
+        response = _open(urllib.request.Request(url, headers=headers))
+    except HTTPError as error:
+        if error.code == 416 and error.headers["Content-Range"] == f"bytes */{have}":
+            return  # all of it had arrived
+        raise
+    with response:
         resumes = response.status == 206
-        rest = int(response.headers["Content-Length"])
+        length, received = response.headers["Content-Length"], 0
         progress(have if resumes else 0)
         with part.open("ab" if resumes else "wb") as file:
-            while chunk := response.read(min(CHUNK_BYTES, rest)):
+            while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
+                received += len(chunk)
                 progress(len(chunk))
-                rest -= len(chunk)
-    if rest:
-        raise ConnectionError(f"{rest:,} bytes are missing; the same command goes on from there")
+    if length is not None and received < int(length):
+        missing = int(length) - received
+        raise ConnectionError(f"{missing:,} bytes are missing; the same command goes on from there")
 
 
 def _open(request: urllib.request.Request) -> HTTPResponse:
     """The response; `TimeoutError` if there is none in time, whatever it is that hangs."""
     answers: queue.SimpleQueue[HTTPResponse | Exception] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
-        except (OSError, HTTPException) as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=_ask, args=(request, answers), daemon=True).start()
     try:
         answer = answers.get(timeout=RESPONSE_SECONDS)
     except queue.Empty:
@@ -72,3 +73,12 @@ def _open(request: urllib.request.Request) -> HTTPResponse:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def _ask(
+    request: urllib.request.Request, answers: "queue.SimpleQueue[HTTPResponse | Exception]"
+) -> None:
+    try:
+        answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
+    except (OSError, HTTPException) as error:
+        answers.put(error)

@@ -11,12 +11,14 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 from lra.tasks.durable import scratch_directory, sha256
 from lra.tasks.preparation import prepare_once
 from lra.tasks.store import Pairs, Sequences, Store
+
+COPY_BYTES = 1 << 20
 
 Layouts = Mapping[str, Sequence[str]]
 """For each way in which data may lie, the ends of the paths of its files."""
@@ -41,21 +43,28 @@ def prepare_release(
     names the data.
     """
     label = {"kind": "official"} if stand_in is None else {"kind": "stand-in", "name": stand_in}
+    provenance = {**label, "files": checksums(source, layouts)}
+    expected = official_counts if stand_in is None else None
+    splits = partial(_read_splits, data_dir / name, source, layouts, expected, build)
+    return prepare_once(data_dir, name, provenance, splits)
 
-    def build_splits() -> Mapping[str, Sequences | Pairs]:
-        with scratch_directory(data_dir / name) as scratch:
-            splits = build(*find_files(source, layouts, scratch), scratch)
-        counts = {split: len(examples) for split, examples in splits.items()}
-        if stand_in is None and counts != official_counts:
-            raise ValueError(
-                f"{source} has {counts} examples, the official data {official_counts}; "
-                "name other data with prepare.stand_in=NAME"
-            )
-        return splits
 
-    return prepare_once(
-        data_dir, name, {**label, "files": checksums(source, layouts)}, build_splits
-    )
+def _read_splits(
+    directory: Path,
+    source: Path,
+    layouts: Layouts,
+    expected: Mapping[str, int] | None,
+    build: Build,
+) -> Mapping[str, Sequences | Pairs]:
+    with scratch_directory(directory) as scratch:
+        splits = build(*find_files(source, layouts, scratch), scratch)
+    counts = {split: len(examples) for split, examples in splits.items()}
+    if expected is not None and counts != expected:
+        raise ValueError(
+            f"{source} has {counts} examples, the official data {expected}; "
+            "name other data with prepare.stand_in=NAME"
+        )
+    return splits
 
 
 def find_files(source: Path, layouts: Layouts, scratch: Path) -> tuple[str, dict[str, Path]]:
@@ -122,26 +131,30 @@ def _unpack_zip(source: Path, layouts: Layouts, scratch: Path) -> Iterator[tuple
         members = _unique(source, layouts, archive.namelist())
         name = _complete(layouts, members)
         for end in layouts[name] if name else ():
-            with archive.open(members[end]) as content:
-                yield end, _write(content, scratch / end)
+            path = _place(scratch, end)
+            with archive.open(members[end]) as content, path.open("wb") as file:
+                shutil.copyfileobj(content, file, COPY_BYTES)
+            yield end, path
 
 
 def _unpack_tar(source: Path, layouts: Layouts, scratch: Path) -> Iterator[tuple[str, Path]]:
     found: set[str] = set()
     with tarfile.open(source, "r|*") as archive:
         while _complete(layouts, found) is None and (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of a release's million images
+            # else the archive remembers every one of a release's million images
+            archive.members.clear()  # type: ignore[attr-defined]
             end = _matching(layouts, member.name) if member.isfile() else None
             if end is None or end in found:
                 continue
-            content = archive.extractfile(member)
+            path, content = _place(scratch, end), archive.extractfile(member)
             assert content is not None
+            with path.open("wb") as file:
+                shutil.copyfileobj(content, file, COPY_BYTES)
             found.add(end)
-            yield end, _write(content, scratch / end)
+            yield end, path
 
 
-def _write(content: IO[bytes], path: Path) -> Path:
+def _place(scratch: Path, end: str) -> Path:
+    path = scratch / end
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        shutil.copyfileobj(content, file, 1 << 20)
     return path

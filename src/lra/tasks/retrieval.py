@@ -122,10 +122,6 @@ def prepare(
             fetch(url, found, progress)
     else:
         found = Path(source)
-
-    def build(layout: str, files: dict[str, Path], scratch: Path) -> dict[str, Pairs]:
-        return collect_pairs(read_splits(layout, list(files.values())), scratch / "documents")
-
     return prepare_release(
         root,
         name,
@@ -133,8 +129,12 @@ def prepare(
         stand_in=stand_in,
         layouts=LAYOUTS,
         official_counts=OFFICIAL_COUNTS,
-        build=build,
+        build=_collect,
     )
+
+
+def _collect(layout: str, files: dict[str, Path], scratch: Path) -> dict[str, Pairs]:
+    return collect_pairs(read_splits(layout, list(files.values())), scratch / "documents")
 
 
 def read_splits(layout: str, files: list[Path]) -> dict[str, Iterator[LabeledPair]]:

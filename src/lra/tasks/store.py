@@ -67,7 +67,11 @@ class Sequences:
             tokens += sequence
             offsets.append(len(tokens))
             labels.append(label)
-        return cls(*(np.array(part) for part in (tokens, offsets, labels)))
+        return cls(
+            np.frombuffer(tokens, np.uint8),
+            np.array(offsets, dtype=np.int64),
+            np.frombuffer(labels, np.uint8),
+        )
 
     def lengths(self) -> Int64[np.ndarray, " n"]:
         """Tokens of each sequence."""
@@ -99,7 +103,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def lengths(self) -> Int64[np.ndarray, " 2n"]:
+    def lengths(self) -> Int64[np.ndarray, " documents"]:
         """Tokens of each document, pair after pair."""
         return np.diff(self.offsets)[self.pairs.ravel()]
 
