@@ -3,6 +3,7 @@
     python scripts/prepare_data.py task=listops
     python scripts/prepare_data.py task=text,image        # or task=all, the five of the arena
     python scripts/prepare_data.py task=text prepare.source=PATH prepare.stand_in=NAME
+    python scripts/prepare_data.py task=pathfinder resolution=128 difficulty=hard
     python scripts/prepare_data.py --status               # what there is, from what source
     python scripts/prepare_data.py --status --verify      # compare checksums, not sizes alone
 

@@ -251,8 +251,16 @@ def broken(name, content):
         ({f"{PYTHON}/data_batch_1": b"\x80\x02}."}, "is not a batch of CIFAR-10: b'labels'"),
         ({f"{PYTHON}/data_batch_1": b"\x80\x02]."}, "is not a batch of CIFAR-10"),
         (
-            {f"{PYTHON}/data_batch_1": pickle.dumps({b"labels": [1, 2], b"data": [0]}, 2)},
-            "is not a batch of CIFAR-10",
+            {f"{PYTHON}/data_batch_1": b"\x80\x02}(U\x06labels](K\x01eU\x04dataU\x01xu."},
+            "data_batch_1 in .* has 1 labels, pixels ",
+        ),
+        (
+            {n: c.replace(b"](", b"](K\x00") for n, c in python_files(make_batches()).items()},
+            "data_batch_1 in .* has 9 labels, pixels uint8",
+        ),
+        (
+            {n: c.replace(b"u1", b"i1") for n, c in python_files(make_batches()).items()},
+            "data_batch_1 in .* has 8 labels, pixels int8",
         ),
     ],
 )

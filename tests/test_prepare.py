@@ -1,15 +1,20 @@
-"""Preparing ListOps: once, completely, and again where it is damaged."""
+"""Preparing data: once, completely, and again where they are damaged; the script that does it."""
 
-import subprocess
+import re
+import runpy
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from test_retrieval import prepare_pairs, write_directory
 
 from lra.tasks.base import pad
 from lra.tasks.listops import ListOps, prepare
 from lra.tasks.listops_generator import CLOSING_BRACKET, VOCAB, ListOpsRule
+from lra.tasks.preparation import open_prepared
+
+SCRIPT = ROOT / "scripts/prepare_data.py"
 
 
 def prepare_small(directory, seed=0):
@@ -91,18 +96,96 @@ def test_sequences_beyond_the_limit_are_cut():
     assert mask.tolist() == [[[True] * 3], [[True, False, False]]]
 
 
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs the script, in this process, and returns its exit code, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return exited.value.code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["task=listop"], "Available options in 'task'"),
         (["task=listops", "data_dri=x"], "data_dri"),
-        (["task=listops_short", "prepare.rule.min_length=99"], "max_length=64 is below"),
-        ([], "task=listops"),
+        (
+            ["task=listops_short", "prepare.rule.min_length=99"],
+            "ValueError: max_length=64 is below",
+        ),
+        (["task=text", "prepare.source=nowhere"], "nowhere"),
+        ([], "task=NAME"),
+        (["--verify"], "task=NAME"),
+        (["--status", "task=listops"], "task=NAME"),
+        (["task=text", "task=image"], "task=NAME"),
     ],
 )
-def test_the_script_says_what_is_wrong(tmp_path, arguments, message):
-    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, script, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = script(*arguments)
+    assert code in (1, 2)
+    assert message in errors
+
+
+SMALL = [f"prepare.num_examples.{split}=20" for split in ("train", "val", "test")]
+
+
+def test_one_task_that_fails_does_not_stop_the_others(tmp_path, script):
+    tasks = "task=listops_short,nonsense,retrieval,listops"
+    rule = ["prepare.rule.min_length=4", "prepare.rule.max_length=30"]
+    code, output, errors = script(tasks, f"data_dir={tmp_path}", *SMALL, *rule)
+    assert code == 1
+    assert "Traceback" not in errors
+    for task, message in (("nonsense", "Could not find"), ("retrieval", "num_examples.train")):
+        assert re.search(f"task={task}: .*{message}", errors)
+    assert output.count("train      20 examples") == 2
+    assert {path.name for path in tmp_path.iterdir()} >= {"listops", "listops_short"}
+
+
+def test_all_is_the_five_tasks_of_the_arena(script):
+    code, _, errors = script("task=all", "data_dri=x")
+    assert code == 1
+    assert re.findall("^task=([a-z]+): ", errors, re.MULTILINE) == [
+        "listops", "text", "retrieval", "image", "pathfinder",
+    ]  # fmt: skip
+
+
+def test_the_status_tells_sources_sizes_and_damage(tmp_path, script):
+    assert script("--status", f"data_dir={tmp_path}/nowhere")[0] == 0
+    store, _ = prepare_small(tmp_path)
+    raw = write_directory(tmp_path / "downloads")
+    prepare_pairs(tmp_path, raw, stand_in="noise")
+    code, output, _ = script("--status", f"data_dir={tmp_path}")
+    size = sum(path.stat().st_size for path in (tmp_path / "listops").iterdir())
+    expected = ["listops", f"{size / 2**20:.1f}", "regenerated", "train", "40", "/", "val", "10"]
+    [listops], [retrieval] = (
+        [line.split() for line in output.splitlines() if line.startswith(name)]
+        for name in ("listops", "retrieval")
+    )
+    assert listops == [*expected, "/", "test", "12", store.fingerprint[:12]]
+    assert retrieval[2:6] == ["stand-in", "noise", "train", "40"]
+    assert "downloads" not in output
+
+    path = tmp_path / "listops/val_tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert script("--status", f"data_dir={tmp_path}")[0] == 0  # sizes alone are right
+    code, output, errors = script("--status", "--verify", f"data_dir={tmp_path}")
+    assert (code, output.count("DAMAGED")) == (1, 1)
+    assert "val_tokens.npy has SHA-256" in errors
+    (tmp_path / "retrieval/manifest.json").unlink()
+    code, output, errors = script("--status", f"data_dir={tmp_path}")
+    assert (code, output.count("DAMAGED")) == (1, 1)
+    assert "retrieval/manifest.json" in errors
+
+
+def test_a_task_that_takes_more_than_its_name_is_told_in_full(tmp_path):
+    overrides = "task=pathfinder resolution=128"
+    with pytest.raises(FileNotFoundError, match=f"prepare_data.py {overrides} data_dir={tmp_path}"):
+        open_prepared(tmp_path, "pathx", verify=True, overrides=overrides)

@@ -6,12 +6,12 @@ import subprocess
 from functools import partial
 
 import pytest
+from conftest import ATTENTIONS, ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from attention.conformance.subject import Subject
 from attention.conformance.suite import PROPERTIES, examine
-from conftest import ATTENTIONS, ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

@@ -16,7 +16,7 @@ from numpy.testing import assert_array_equal
 
 from lra.tasks.durable import build_lock
 from lra.tasks.manifest import DataCorruptError
-from lra.tasks.store import Sequences, Store, write_store
+from lra.tasks.store import Pairs, Sequences, Store, write_store
 
 COMMAND = "make the-data"
 SOURCE = {"kind": "stand-in", "name": "noise", "seed": 0}
@@ -255,3 +255,70 @@ def test_impossible_data_are_refused(tmp_path: Path) -> None:
             Sequences(np.zeros(3, np.uint8), np.array(offsets), np.zeros(2, np.uint8))
     with pytest.raises(ValueError, match="source kind='found' is not one of"):
         write_store(tmp_path / "noise", task="noise", source={"kind": "found"}, splits={})
+
+
+def draw_pairs(num_documents: int = 9) -> dict[str, Pairs]:
+    """Two splits that share their documents."""
+    documents, rng = draw_sequences(num_documents, 0), np.random.default_rng(1)
+    return {
+        name: Pairs(
+            documents.tokens,
+            documents.offsets,
+            rng.integers(0, num_documents, (size, 2), dtype=np.int32),
+            rng.integers(0, 2, size, dtype=np.uint8),
+        )
+        for name, size in (("train", 20), ("test", 5))
+    }
+
+
+@pytest.fixture
+def pairs_directory(tmp_path: Path) -> Path:
+    write_store(tmp_path / "pairs", task="pairs", source=SOURCE, splits=draw_pairs())
+    return tmp_path / "pairs"
+
+
+def test_pairs_come_back_and_their_documents_are_stored_once(pairs_directory: Path) -> None:
+    store, splits = open_store(pairs_directory), draw_pairs()
+    for name, split in splits.items():
+        for part in ("tokens", "offsets", "pairs", "labels"):
+            assert_array_equal(getattr(store.pairs(name), part), getattr(split, part))
+        lengths = np.diff(split.offsets)[split.pairs]
+        entry = store.manifest["splits"][name]
+        assert (entry["num_examples"], entry["num_tokens"]) == (len(split), lengths.sum())
+        assert (entry["min_length"], entry["max_length"]) == (lengths.min(), lengths.max())
+        assert entry["mean_length"] == pytest.approx(lengths.mean())
+    assert sorted(path.name for path in pairs_directory.iterdir()) == [
+        "documents_offsets.npy",
+        "documents_tokens.npy",
+        "manifest.json",
+        "test_labels.npy",
+        "test_pairs.npy",
+        "train_labels.npy",
+        "train_pairs.npy",
+    ]
+
+
+@pytest.mark.parametrize("name", ["documents_tokens", "documents_offsets", "test_pairs"])
+def test_a_flipped_bit_in_pairs_is_found_by_the_checksum(pairs_directory: Path, name: str) -> None:
+    flip_bit(pairs_directory / f"{name}.npy", -1)
+    with pytest.raises(DataCorruptError, match=rf"{name}.npy has SHA-256 \w+, expected"):
+        open_store(pairs_directory)
+
+
+def test_a_pair_of_a_document_that_is_not_there_is_never_returned(pairs_directory: Path) -> None:
+    flip_bit(pairs_directory / "train_pairs.npy", -3)  # adds 256
+    store = open_store(pairs_directory, verify=False)
+    with pytest.raises(DataCorruptError, match=r"split train .*not in 0..8.*" + COMMAND):
+        store.pairs("train")
+    store.pairs("test")
+    flip_bit(pairs_directory / "train_pairs.npy", -4)  # another document
+    flip_bit(pairs_directory / "train_pairs.npy", -3)
+    with pytest.raises(DataCorruptError, match=r"split train .* examples and tokens, expected"):
+        store.pairs("train")
+
+
+def test_splits_that_do_not_share_their_documents_are_refused(tmp_path: Path) -> None:
+    splits = draw_pairs() | {"val": draw_pairs()["test"]}
+    with pytest.raises(ValueError, match=r"split val has documents_tokens.npy of its own"):
+        write_store(tmp_path / "pairs", task="pairs", source=SOURCE, splits=splits)
+    assert not list(tmp_path.iterdir())

@@ -236,7 +236,8 @@ def test_evaluation_counts_every_example_once(make_trainer):
     [
         ("trainer.batch_size=0", "trainer.batch_size=0 is not positive"),
         ("trainer.micro_batch_size=-2", "trainer.micro_batch_size=-2 is not positive"),
-        ("trainer.warmup_steps=12", "trainer.warmup_steps=12 is not between 0 and"),
+        ("trainer.warmup_steps=12", "trainer.warmup_steps=12 is not between 1 and"),
+        ("trainer.warmup_steps=1", "trainer.warmup_steps=1 is not between 1 and"),
     ],
 )
 def test_impossible_settings_are_refused(make_trainer, override, message):

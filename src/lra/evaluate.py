@@ -33,6 +33,7 @@ def evaluate(
     *,
     batch_size: int,
     max_examples: int | None,
+    bucket: bool,
     device: torch.device,
     autocast: torch.autocast,
 ) -> Evaluation:
@@ -51,11 +52,13 @@ def evaluate(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(EVALUATION_SEED)
         for first in range(0, count, batch_size):
-            batch = examples.batch(np.arange(first, min(first + batch_size, count))).to(device)
-            with autocast:
-                logits = model(batch.tokens, batch.token_mask)
-            loss_sum += F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-            num_correct += (logits.argmax(-1) == batch.labels).sum()
+            batch = examples.batch(np.arange(first, min(first + batch_size, count)))
+            for piece in batch.buckets(batch_size) if bucket else [batch]:
+                part = piece.to(device)
+                with autocast:
+                    logits = model(part.tokens, part.token_mask)
+                loss_sum += F.cross_entropy(logits.float(), part.labels, reduction="sum")
+                num_correct += (logits.argmax(-1) == part.labels).sum()
     synchronize(device)
     seconds = time.perf_counter() - start
     model.train(was_training)

@@ -92,6 +92,11 @@ def choose_device(name: str) -> torch.device:
 
 def build_model(config: DictConfig, task: Task) -> Classifier:
     """The classifier, with the configured attention in every layer."""
+    if config.trainer.bucket and config.model.pooling == "padded_mean":
+        raise ValueError(
+            "trainer.bucket=true changes the padded length that model.pooling=padded_mean divides "
+            "by; use trainer.bucket=false"
+        )
     model: Classifier = instantiate(config.model)(
         instantiate(config.attention),
         vocab_size=task.vocab_size,

@@ -11,9 +11,9 @@ def one_cycle(
 
     The peak is the optimizer's own lr. Smith & Topin, "Super-Convergence", 2019.
     """
-    if not 0 < warmup_steps < max_steps:
+    if not 1 < warmup_steps < max_steps:
         raise ValueError(
-            f"trainer.warmup_steps={warmup_steps} is not between 0 and "
+            f"trainer.warmup_steps={warmup_steps} is not between 1 and "
             f"trainer.max_steps={max_steps}"
         )
     return OneCycleLR(

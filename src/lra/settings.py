@@ -34,6 +34,7 @@ class TrainerSettings:
     patience: int
     micro_batch_size: int
     eval_batch_size: int
+    bucket: bool
     max_eval_examples: int | None
     precision: Precision
     compile: bool

@@ -150,7 +150,7 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step on the next batch."""
         batch = self.examples["train"].batch(self.order.indices(self.progress.step))
-        self.accumulate_gradient(batch.to(self.device))
+        self.accumulate_gradient(batch)
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
@@ -166,7 +166,9 @@ class Trainer:
         """The gradient of the batch's mean loss, one micro-batch after the other."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for part in batch.split(self.settings.micro_batch_size):
+        split = batch.buckets if self.settings.bucket else batch.split
+        for piece in split(self.settings.micro_batch_size):
+            part = piece.to(self.device)
             with self.autocast:
                 logits = self.model(part.tokens, part.token_mask)
             loss = F.cross_entropy(logits.float(), part.labels, reduction="sum")
@@ -239,6 +241,7 @@ class Trainer:
             self.examples[split],
             batch_size=self.settings.eval_batch_size,
             max_examples=self.settings.max_eval_examples,
+            bucket=self.settings.bucket,
             device=self.device,
             autocast=self.autocast,
         )

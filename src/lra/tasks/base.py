@@ -39,6 +39,22 @@ class Batch:
         pieces = (self.tokens.split(size), self.token_mask.split(size), self.labels.split(size))
         return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
+    def buckets(self, size: int) -> list["Batch"]:
+        """Micro-batches of at most `size` examples of like length, the shortest first.
+
+        They are padded to the next power of two of their lengths instead of the full length.
+        """
+        max_seq_len = self.tokens.shape[-1]
+        numbered = self.token_mask * torch.arange(1, max_seq_len + 1)
+        lengths = numbered.amax((1, 2)).clamp_min(1).tolist()  # up to the last token
+        widths = torch.tensor([min(1 << (n - 1).bit_length(), max_seq_len) for n in lengths])
+        pieces = []
+        for width in widths.unique().tolist():
+            chosen = widths == width
+            tokens, mask = self.tokens[chosen, :, :width], self.token_mask[chosen, :, :width]
+            pieces += Batch(tokens, mask, self.labels[chosen]).split(size)
+        return pieces
+
 
 @runtime_checkable
 class Examples(Protocol):

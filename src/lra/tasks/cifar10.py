@@ -115,11 +115,11 @@ def _parse_binary(content: bytes, where: str) -> Records:
 def _parse_pickle(content: bytes, where: str) -> Records:
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        labels, pixels = np.array(batch[b"labels"]), batch[b"data"]
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        labels, pixels = np.array(batch[b"labels"]), np.array(batch[b"data"])
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is not a batch of CIFAR-10: {error}") from error
-    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), RECORD_BYTES - 1):
-        raise ValueError(f"{where} has {len(labels)} labels, {pixels.dtype}{list(pixels.shape)}")
+    if pixels.dtype != np.uint8 or pixels.shape != (labels.size, RECORD_BYTES - 1):
+        raise ValueError(f"{where} has {labels.size} labels, pixels {pixels.dtype}{pixels.shape}")
     _check_labels(labels, where)
     return np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
 

@@ -20,6 +20,9 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image, ImageDraw
 
+GENERATOR_VERSION = 1
+"""Changes whenever the same settings and seed give other images."""
+
 NUM_FIRST = 360
 """Orientations of a first paddle, one a degree."""
 

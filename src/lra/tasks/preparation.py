@@ -11,6 +11,8 @@ from lra.tasks.durable import build_lock
 from lra.tasks.manifest import MANIFEST
 from lra.tasks.store import Pairs, Sequences, Store, write_store
 
+REBUILD_COMMAND = "python scripts/prepare_data.py, with the overrides that it was prepared with"
+
 log = logging.getLogger(__name__)
 
 
@@ -65,9 +67,15 @@ def is_prepared(data_dir: Path, name: str, source: Mapping[str, object]) -> bool
     return True
 
 
-def open_prepared(data_dir: Path, name: str, *, verify: bool) -> Store:
-    """The store of a task; its errors name the command that builds it."""
-    command = f"python scripts/prepare_data.py task={name} data_dir={data_dir}"
+def open_prepared(
+    data_dir: Path, name: str, *, verify: bool, overrides: str | None = None
+) -> Store:
+    """The store of a task; its errors name the command that builds it.
+
+    `overrides` are those that choose the task, if that takes more than `task=<name>`.
+    """
+    chosen = f"task={name}" if overrides is None else overrides
+    command = f"python scripts/prepare_data.py {chosen} data_dir={data_dir}"
     return Store.open(data_dir / name, verify=verify, rebuild_command=command)
 
 
@@ -79,7 +87,7 @@ def survey(data_dir: Path, *, verify: bool) -> Iterator[PreparedData]:
             continue
         store, problem = None, None
         try:
-            store = open_prepared(data_dir, directory.name, verify=verify)
+            store = Store.open(directory, verify=verify, rebuild_command=REBUILD_COMMAND)
         except (ValueError, FileNotFoundError) as error:
             problem = str(error)
         size = sum(path.stat().st_size for path in files)

@@ -113,7 +113,7 @@ def _unique(source: Path, layouts: Layouts, paths: Iterable[str]) -> dict[str, s
     for path in paths:
         if (end := _matching(layouts, path)) is not None:
             candidates[end].append(path)
-    for end, found in candidates.items():
+    for end, found in sorted(candidates.items()):
         if len(found) > 1:
             raise ValueError(f"{source} has {end} more than once: {', '.join(sorted(found))}")
     return {end: path for end, [path] in candidates.items()}

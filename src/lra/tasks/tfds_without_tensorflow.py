@@ -111,7 +111,9 @@ def decode_image(png: bytes) -> UInt8[np.ndarray, "32 32 3"]:
 def _encodable(example: Example) -> Example:
     """Pixels as an image, since TFDS encodes arrays with TensorFlow."""
     key, fields = example
-    return key, {k: Image.fromarray(np.asarray(v)) if k == "image" else v for k, v in fields.items()}
+    return key, {
+        k: Image.fromarray(np.asarray(v)) if k == "image" else v for k, v in fields.items()
+    }
 
 
 def _from_array_record(
