@@ -134,6 +134,7 @@ def test_of_two_copies_the_deeper_one_counts(tmp_path, source):
     store, _ = prepare_small(tmp_path / "data", both)
     expected, _ = prepare_small(tmp_path / "expected", source)
     assert store.fingerprint == expected.fingerprint
+    assert store.manifest["source"]["images_empty"] == 1  # of the two copies' two
     twice = nested | release_files(make_images(), f"other/{HARD}")
     with pytest.raises(ValueError, match=f"has {HARD} twice: .*lra_release.* and .*other"):
         prepare_small(tmp_path / "twice", write_files(tmp_path / "t", twice))

@@ -119,6 +119,14 @@ def test_what_cannot_be_compared_stands_in_tables_apart(study, section, change):
     assert first.splitlines()[0] != second.splitlines()[0]
 
 
+def test_a_stand_in_stands_under_its_own_name(study):
+    record = make_record()
+    record["data"] |= {"source_kind": "stand-in", "source_name": "Fashion-MNIST 32x32"}
+    [table] = tables(study(record))
+    assert table.startswith("**Fashion-MNIST 32x32, stand-in data")
+    assert "listops" not in table
+
+
 def test_the_csv_names_run_commit_and_command(study, tmp_path):
     folder = study(make_record(), make_record("softmax", cost={}, result={}))
     write_csv(tmp_path / "out.csv", read_records(folder))

@@ -226,6 +226,7 @@ def describe_data(task: Task, examples: Mapping[Split, Examples]) -> dict[str, A
     """Which data a run has seen."""
     return {
         "source_kind": task.source_kind,
+        "source_name": task.source_name,
         "sha256": task.fingerprint,
         **{f"num_{split}": len(examples[split]) for split in SPLITS},
         "val_is_test": task.val_is_test,

@@ -35,7 +35,7 @@ class Setting:
         changed = record["protocol"]["overrides"]
         names = [record["protocol"]["name"], *(f"{k}={v}" for k, v in sorted(changed.items()))]
         return cls(
-            task=record["task"],
+            task=record["data"].get("source_name") or record["task"],
             protocol=" ".join(names),
             source_kind=record["data"]["source_kind"],
             data_sha256=record["data"]["sha256"],
@@ -138,9 +138,10 @@ def write_csv(path: Path, records: Mapping[Path, Record]) -> None:
         names = [column.name for column in COLUMNS]
         writer.writerow([*IDENTITY, *names, "run_directory", "git_commit", "command", "setting"])
         for directory, record in records.items():
-            identity = [record[key] for key in IDENTITY]
+            setting = Setting.of(record)
+            identity = [setting.task, *(record[key] for key in IDENTITY[1:])]
             values = [column.value(record) for column in COLUMNS]
-            origin = [directory, record["git"]["commit"], record["command"], Setting.of(record)]
+            origin = [directory, record["git"]["commit"], record["command"], setting]
             writer.writerow([*identity, *("" if v is None else v for v in values), *origin])
 
 

@@ -82,6 +82,8 @@ class Task(Protocol):
     """Every batch is padded to it, so that the time of a step compares across runs."""
     num_sequences: int
     source_kind: Literal["official", "regenerated", "stand-in"]
+    source_name: str | None
+    """What a stand-in is: its results are shown under this name, never under the task's."""
     fingerprint: str
     """sha256 of the content of the prepared data."""
     val_is_test: bool

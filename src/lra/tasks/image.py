@@ -33,6 +33,7 @@ class Image:
         self.zero_pixel = zero_pixel
         self.store = open_prepared(Path(data_dir), name, verify=verify)
         self.source_kind = self.store.manifest["source"]["kind"]
+        self.source_name = self.store.manifest["source"].get("name")
         self.fingerprint = self.store.fingerprint
 
     def examples(self, split: Split) -> PixelExamples:

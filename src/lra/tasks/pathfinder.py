@@ -62,6 +62,7 @@ class Pathfinder:
         overrides = f"task=pathfinder resolution={resolution} difficulty={difficulty}"
         self.store = open_prepared(Path(data_dir), name, verify=verify, overrides=overrides)
         self.source_kind = self.store.manifest["source"]["kind"]
+        self.source_name = self.store.manifest["source"].get("name")
         self.fingerprint = self.store.fingerprint
 
     def examples(self, split: Split) -> PixelExamples:
@@ -92,41 +93,31 @@ def prepare(
 ) -> Store:
     """Prepare the splits in `data_dir/name`, unless exactly these data are there already.
 
-    They are generated, `num_examples` with `seed`; or read from `source`, a directory or a tar
-    archive that holds the release's images and metadata at any depth. Data of a source that do not
-    have the official number of images raise `ValueError` unless they get a name, `stand_in`.
-    `progress` is told the number of images gained.
+    They are generated; or read from `source`, a directory or tar archive with the release's images
+    and metadata at any depth, which raises `ValueError` for another number of images than the
+    official one, unless the data get a name, `stand_in`. `progress` is told the images gained.
     """
     check(resolution, difficulty)
-    root, images = Path(data_dir), {"resolution": resolution, "difficulty": difficulty}
+    root = Path(data_dir)
+    origin: dict[str, object] = {"resolution": resolution, "difficulty": difficulty}
     if source is not None:
         release = find_release(Path(source), resolution, difficulty)
-        origin = describe_release(release, stand_in) | images
+        origin |= describe_release(release, stand_in)
         build = partial(_read_splits, release, root / name, resolution, progress)
         return prepare_once(root, name, origin, build)
     if stand_in is not None:
         raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
-    origin = {
+    origin |= {
         "kind": "regenerated",
         "generator": "lra.tasks.pathfinder_generator",
         "generator_version": GENERATOR_VERSION,
         "seed": seed,
-        **images,
         "distractors": DISTRACTORS[difficulty],
         "splits": GENERATED_RULE,
         "num_examples": dict(num_examples),
     }
-    build = partial(
-        _generate_splits,
-        root / name,
-        resolution,
-        CONTOUR_LENGTHS[difficulty],
-        num_examples,
-        seed,
-        num_workers,
-        progress,
-    )
-    return prepare_once(root, name, origin, build)
+    settings = (resolution, CONTOUR_LENGTHS[difficulty], num_examples, seed, num_workers, progress)
+    return prepare_once(root, name, origin, partial(_generate_splits, root / name, *settings))
 
 
 def describe_release(release: Release, stand_in: str | None) -> dict[str, object]:

@@ -91,8 +91,8 @@ def draw_image(stream, tables, seeds, label, distractor_shape, contours, image):
     markers = np.zeros((side, side), dtype=np.uint8)
     stamp_marker(markers, tables.markers, contours[start, 0])
     stamp_marker(markers, tables.markers, contours[end, last])
-    values = tables.target_values, tables.distractor_values
-    compose(targets, values[0], distractors, values[1], markers, image)
+    target_values, distractor_values = tables.target_values, tables.distractor_values
+    compose(targets, target_values, distractors, distractor_values, markers, image)
     return start, end
 
 

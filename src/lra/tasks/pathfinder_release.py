@@ -52,7 +52,7 @@ class Release:
     rows: list[Row]
     """In the order of TensorFlow Datasets, by which the official splits go."""
     empty: frozenset[str]
-    """Paths of image files without content."""
+    """Paths of listed images whose files have no content."""
     metadata_sha256: str
 
 
@@ -82,7 +82,8 @@ def find_release(source: Path, resolution: int, difficulty: str) -> Release:
         digest.update(content)
         rows |= parse_metadata(content, path, root)
     ordered = [rows[key] for key in tfds_order(rows, difficulty)]
-    return Release(source, root, ordered, frozenset(empty), digest.hexdigest())
+    listed_empty = empty.intersection(row.path for row in ordered)
+    return Release(source, root, ordered, frozenset(listed_empty), digest.hexdigest())
 
 
 def parse_metadata(content: bytes, path: str, root: str) -> dict[str, Row]:

@@ -94,7 +94,7 @@ class Tables(NamedTuple):
 
 
 def build_tables(resolution: int, margin: int) -> Tables:
-    """Draw what the algorithm stamps: 0.1 to 1 s."""
+    """Draw what the algorithm stamps; it takes less than a second."""
     p = PARAMETERS[resolution]
     pivot_distance = p.paddle_length + margin
     half_width = pivot_distance + math.ceil(p.paddle_thickness)

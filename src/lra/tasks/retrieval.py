@@ -60,6 +60,7 @@ class Retrieval:
         self.max_seq_len = max_seq_len
         self.store = open_prepared(Path(data_dir), name, verify=verify)
         self.source_kind = self.store.manifest["source"]["kind"]
+        self.source_name = self.store.manifest["source"].get("name")
         self.fingerprint = self.store.fingerprint
 
     def examples(self, split: Split) -> "RetrievalExamples":

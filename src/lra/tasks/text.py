@@ -50,6 +50,7 @@ class Text:
         self.val_is_test = validation == "test"
         self.store = open_prepared(Path(data_dir), name, verify=verify)
         self.source_kind = self.store.manifest["source"]["kind"]
+        self.source_name = self.store.manifest["source"].get("name")
         self.fingerprint = self.store.fingerprint
 
     def examples(self, split: Split) -> "TextExamples":
