@@ -84,9 +84,12 @@ def _draw_bars(
             continue
         mean = sum(cost[key] for cost in costs) / len(costs) * scale
         axis.barh(place, mean, color=style(variants, name)[0], height=0.65)
-        if key == "seconds_per_step_median" and costs[0]["seconds_per_step_quartiles"][0]:
-            axis.plot(costs[0]["seconds_per_step_quartiles"], [place, place], color="black", lw=1.2)
-        axis.annotate(f"{mean:.3g}", (mean, place), (9, 0), textcoords="offset points", va="center")
+        end = mean
+        if key == "seconds_per_step_median" and costs[0]["seconds_per_step_quartiles"][1]:
+            quartiles = costs[0]["seconds_per_step_quartiles"]
+            axis.plot(quartiles, [place, place], color="black", lw=1.2)
+            end = max(mean, quartiles[1])
+        axis.annotate(f"{mean:.3g}", (end, place), (6, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(variants)), list(variants))
     axis.invert_yaxis()
     axis.margins(x=0.15)
