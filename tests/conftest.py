@@ -8,8 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from lra.tasks.listops import prepare
 from lra.tasks.listops_generator import ListOpsRule
+from lra.tasks.listops_preparation import prepare
 
 ROOT = Path(__file__).parents[1]
 ATTENTIONS = sorted(path.stem for path in (ROOT / "conf/attention").glob("*.yaml"))

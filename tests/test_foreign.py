@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from test_retrieval import ROWS, prepare_pairs, write_directory
 
-from lra.tasks import listops, listops_release, mega, pickles
+from lra.tasks import listops_preparation, listops_release, mega, pickles
 from lra.tasks.listops_generator import VOCAB, ListOpsRule, generate
 from lra.tasks.listops_release import encode, values_of
 
@@ -252,7 +252,7 @@ def test_megas_zip_gives_the_stores_of_the_release(tmp_path):
 
 
 def generated(split):
-    key = listops.SPLIT_KEYS[split]
+    key = listops_preparation.SPLIT_KEYS[split]
     return generate(RULE, seed=0, split=key, num_examples=NUM_EXAMPLES[split], num_workers=1)
 
 
@@ -291,7 +291,7 @@ def write_tsvs(directory, edit=lambda split, line: line):
 
 
 def prepare_listops(data_dir, source, stand_in="noise"):
-    return listops.prepare(
+    return listops_preparation.prepare(
         name="listops",
         data_dir=str(data_dir),
         source=source if source is None else str(source),

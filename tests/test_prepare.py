@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 
 import numpy as np
@@ -10,8 +11,9 @@ from conftest import ROOT
 from test_retrieval import prepare_pairs, write_directory
 
 from lra.tasks.base import pad
-from lra.tasks.listops import ListOps, prepare
+from lra.tasks.listops import ListOps
 from lra.tasks.listops_generator import CLOSING_BRACKET, VOCAB, ListOpsRule
+from lra.tasks.listops_preparation import prepare
 from lra.tasks.preparation import open_prepared
 
 SCRIPT = ROOT / "scripts/prepare_data.py"
@@ -189,3 +191,9 @@ def test_a_task_that_takes_more_than_its_name_is_told_in_full(tmp_path):
     overrides = "task=pathfinder resolution=128"
     with pytest.raises(FileNotFoundError, match=f"prepare_data.py {overrides} data_dir={tmp_path}"):
         open_prepared(tmp_path, "pathx", verify=True, overrides=overrides)
+
+
+def test_preparing_listops_loads_no_torch():
+    """It would double the memory that generating takes."""
+    command = "import sys, lra.tasks.listops_preparation; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", command], check=True)

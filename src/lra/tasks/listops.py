@@ -4,8 +4,7 @@ Nangia & Bowman, "ListOps: A Diagnostic Dataset for Latent Tree Learning", 2018,
 of Tay et al., "Long Range Arena", ICLR 2021, Section 2.2.1.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +13,9 @@ import torch
 from jaxtyping import Int
 
 from lra.tasks.base import Batch, Split, pad
-from lra.tasks.listops_generator import GENERATOR_VERSION, VOCAB, ListOpsRule, generate
-from lra.tasks.listops_release import LAYOUTS, OFFICIAL_COUNTS, read_split
-from lra.tasks.preparation import open_prepared, prepare_once
-from lra.tasks.release import prepare_release
-from lra.tasks.store import Sequences, Store
-
-SPLIT_KEYS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
-CLOSING_BRACKET = VOCAB.index("]")
+from lra.tasks.listops_generator import CLOSING_BRACKET, VOCAB
+from lra.tasks.preparation import open_prepared
+from lra.tasks.store import Sequences
 
 
 class ListOps:
@@ -85,70 +79,3 @@ class ListOpsExamples:
             tokens = [t[t != CLOSING_BRACKET] for t in tokens]
         padded, mask = pad(tokens, self.max_seq_len)
         return Batch(padded, mask, torch.from_numpy(self.labels[indices]))
-
-
-def prepare(
-    *,
-    name: str,
-    data_dir: str,
-    rule: ListOpsRule,
-    num_examples: Mapping[Split, int],
-    seed: int,
-    num_workers: int,
-    progress: Callable[[int], object],
-    source: str | None = None,
-    stand_in: str | None = None,
-) -> Store:
-    """Prepare the splits in `data_dir/name`, unless exactly these data are there already.
-
-    They are generated, or read from `source`: an archive or a directory that holds the release's
-    `basic_*.tsv`, or the `listops` of Mega's `lra.zip`, at any depth. Damaged data are prepared
-    again. Raises `ValueError` where other data have that place.
-    """
-    if source is not None:
-        return prepare_release(
-            Path(data_dir),
-            name,
-            source=Path(source),
-            stand_in=stand_in,
-            layouts=LAYOUTS,
-            official_counts=OFFICIAL_COUNTS,
-            build=_read_splits,
-        )
-    if stand_in is not None:
-        raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
-    origin = {
-        "kind": "regenerated",
-        "generator": "lra.tasks.listops_generator",
-        "generator_version": GENERATOR_VERSION,
-        "seed": seed,
-        "rule": vars(rule),
-        "num_examples": dict(num_examples),
-    }
-
-    build = partial(_generate_splits, rule, num_examples, seed, num_workers, progress)
-    return prepare_once(Path(data_dir), name, origin, build)
-
-
-def _generate_splits(
-    rule: ListOpsRule,
-    num_examples: Mapping[Split, int],
-    seed: int,
-    num_workers: int,
-    progress: Callable[[int], object],
-) -> dict[str, Sequences]:
-    return {
-        split: generate(
-            rule,
-            seed=seed,
-            split=SPLIT_KEYS[split],
-            num_examples=count,
-            num_workers=num_workers,
-            progress=progress,
-        )
-        for split, count in num_examples.items()
-    }
-
-
-def _read_splits(layout: str, files: dict[str, Path], _: Path) -> dict[str, Sequences]:
-    return {split: read_split(layout, files, key) for split, key in SPLIT_KEYS.items()}
