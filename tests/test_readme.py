@@ -39,7 +39,7 @@ def test_make_targets_exist(command):
 
 @pytest.mark.parametrize("command", TRAIN + PREPARE)
 def test_train_and_prepare_commands_compose(command):
-    words = [word for word in shlex.split(command)[2:] if word != "-m"]
+    words = [word for word in shlex.split(command)[2:] if "=" in word]
     swept = [word.split("=", 1) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for key, value in swept:
