@@ -169,10 +169,11 @@ def importance_log_weights(
     pilots: Int[Tensor, "b h m"],
 ) -> Float[Tensor, "b h n"]:
     """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from the pilot rows of softmax."""
-    logits = (gather_rows(q, pilots) * q.shape[-1] ** -0.5) @ k.mT  # b h m n
-    probs = logits.float().masked_fill(~keys[:, None, None, :], float("-inf")).softmax(-1)
+    logits = ((gather_rows(q, pilots) * q.shape[-1] ** -0.5) @ k.mT).float()  # b h m n
+    # In place: at b h m n, fresh memory costs more than the arithmetic
+    probs = logits.masked_fill_(~keys[:, None, None, :], float("-inf")).softmax(-1)
     tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
-    column_norm = probs.square().sum(2).clamp_min(tiny).log() / 2
+    column_norm = probs.square_().sum(2).clamp_min(tiny).log() / 2
     return column_norm + v.float().square().sum(-1).clamp_min(tiny).log() / 2
 
 
