@@ -50,7 +50,7 @@ def read_reviews(source: Source) -> dict[str, list[Review]]:
         found = _read_members(source.path)
         splits = {s: [named[key] for key in tfds_order(named, s)] for s, named in found.items()}
     for split, reviews in splits.items():
-        _check_reviews(source.path, split, reviews)
+        check_reviews(source.path, split, reviews)
     if source.stand_in is None:
         _check_official(source, splits)
     return splits
@@ -82,14 +82,15 @@ def _read_members(path: Path) -> dict[str, dict[str, Review]]:
 def _tfds_examples(path: Path) -> dict[str, Iterator[tuple[str, dict[str, object]]]]:
     found = _read_members(path)
     for split, named in found.items():
-        _check_reviews(path, split, named.values())  # TFDS has no message for an empty split
+        check_reviews(path, split, named.values())  # TFDS has no message for an empty split
     return {
         split: ((key, {"text": text, "label": label}) for key, (text, label) in named.items())
         for split, named in found.items()
     }
 
 
-def _check_reviews(path: Path, split: str, reviews: Iterable[Review]) -> None:
+def check_reviews(path: Path, split: str, reviews: Iterable[Review]) -> None:
+    """Raise `ValueError` for a review without text, and unless both classes are there."""
     labels = set()
     for row, (text, label) in enumerate(reviews):
         if not text:

@@ -5,7 +5,6 @@ Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
 import hashlib
 import io
-import pickle
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from lra.tasks.pickles import load_data
 from lra.tasks.published import Archive, Publication, contents
 from lra.tasks.sources import Source, tfds_order, unofficial
 
@@ -81,17 +81,6 @@ def gray(
     return (luma * np.float32(255.5)).astype(np.uint8)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads the Python version's batches, and nothing that runs code."""
-
-    ALLOWED = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def _read_members(path: Path) -> dict[str, Records]:
     found = {}
     for name, content in contents(path, PUBLICATION):
@@ -114,9 +103,11 @@ def _parse_binary(content: bytes, where: str) -> Records:
 
 def _parse_pickle(content: bytes, where: str) -> Records:
     try:
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = load_data(io.BytesIO(content))
+        if not isinstance(batch, dict):
+            raise ValueError(f"it holds {type(batch).__name__}")
         labels, pixels = np.array(batch[b"labels"]), np.array(batch[b"data"])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{where} is not a batch of CIFAR-10: {error}") from error
     if pixels.dtype != np.uint8 or pixels.shape != (labels.size, RECORD_BYTES - 1):
         raise ValueError(f"{where} has {labels.size} labels, pixels {pixels.dtype}{pixels.shape}")

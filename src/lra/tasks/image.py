@@ -5,18 +5,31 @@ Tay et al., "Long Range Arena", ICLR 2021, Section 2.2.4.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lra.tasks.base import Split
 from lra.tasks.cifar10 import NUM_CLASSES, NUM_PIXELS, PUBLICATION, Records, gray, read_records
+from lra.tasks.copies import (
+    GRAY,
+    IMAGE_SPLIT_RULE,
+    image_layouts,
+    is_copy,
+    read_copied_images,
+)
 from lra.tasks.pixels import VOCAB_SIZE, PixelExamples, ZeroPixel
 from lra.tasks.preparation import open_prepared
+from lra.tasks.release import prepare_release
 from lra.tasks.sources import Source, Via, prepare_from_source, tfds_order
 from lra.tasks.store import Sequences, Store
 
 CHUNK = 5_000
+OFFICIAL_COUNTS = {"train": 45_000, "val": 5_000, "test": 10_000}
+LAYOUTS = image_layouts("lra-image", "cifar10")
+"""How copies that other projects pass on lie."""
+
 SPLIT_RULE = "train and val are the first 90 % and the last 10 % of train in TFDS's order"
 
 
@@ -54,10 +67,22 @@ def prepare(
 
     `source` is CIFAR-10's binary or Python archive, the directory it was unpacked to, or a
     directory of TensorFlow Datasets; None takes the binary archive from `data_dir/downloads`, or
-    downloads it. Data that are not the official ones raise `ValueError` unless they get a name,
-    `stand_in`. `via` is how an archive is read; the result is the same. `progress` is told the
-    bytes of a download.
+    downloads it. Or it is an archive or directory that holds copies, at any depth: the `cifar10` of
+    Mega's `lra.zip`, or the pickles `lra-image.*`, which have their own splits. Data that are not
+    the official ones raise `ValueError` unless they get a name, `stand_in`. `via` is how an archive
+    is read; the result is the same. `progress` is told the bytes of a download.
     """
+    if source is not None and is_copy(source, LAYOUTS, PUBLICATION, via):
+        return prepare_release(
+            Path(data_dir),
+            name,
+            source=Path(source),
+            stand_in=stand_in,
+            layouts=LAYOUTS,
+            official_counts=OFFICIAL_COUNTS,
+            build=partial(read_copied_images, num_pixels=NUM_PIXELS, num_classes=NUM_CLASSES),
+            rule={"gray": GRAY, "validation": {"rule": IMAGE_SPLIT_RULE}},
+        )
     return prepare_from_source(
         Path(data_dir),
         name,

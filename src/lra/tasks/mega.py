@@ -13,7 +13,7 @@ sample. The class of an example is what dict.txt says, not its line, which goes 
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Int
 
 from lra.tasks.documents import LabeledPair
-from lra.tasks.store import Sequences
 
 MegaSplit = Literal["train", "valid", "test"]
 SPLITS: tuple[MegaSplit, ...] = ("train", "valid", "test")
@@ -35,10 +34,10 @@ PADDING, OTHER = -1, -2
 """What an id stands for if not for a byte; 0, offset by 1, is padding."""
 
 
-def read_texts(directory: Path, split: MegaSplit) -> Sequences:
-    """The texts of a split, as bytes."""
+def read_texts(directory: Path, split: MegaSplit) -> Iterator[tuple[bytes, int]]:
+    """Text, as bytes, and class of each example of a split."""
     texts = _read_bytes(directory / "src-bin", directory / "src-bin", split)
-    return Sequences.of(zip(texts, _read_labels(directory, split), strict=True))
+    return zip(texts, _read_labels(directory, split), strict=True)
 
 
 def read_pairs(directory: Path, split: MegaSplit) -> Iterator[LabeledPair]:
@@ -49,12 +48,14 @@ def read_pairs(directory: Path, split: MegaSplit) -> Iterator[LabeledPair]:
         yield LabeledPair(label, *texts)
 
 
-def read_pixels(directory: Path, split: MegaSplit) -> Sequences:
-    """The images of a split, pixels row by row."""
-    inputs, labels = directory / f"input/{split}.src", directory / f"label/{split}.label"
-    with inputs.open("rb") as images, labels.open("rb") as classes:
-        numbers = (label for [label] in _read_integers(classes))
-        return Sequences.of(zip(_read_integers(images), numbers, strict=True))
+def read_pixels(directory: Path, split: MegaSplit) -> Iterator[tuple[bytes, int]]:
+    """Pixels, row by row, and class of each image of a split."""
+    images = _read_integers(directory / f"input/{split}.src")
+    labels = _read_integers(directory / f"label/{split}.label")
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        if len(label) != 1:
+            raise ValueError(f"image {number} of {directory}/{split} has {len(label)} labels")
+        yield image, label[0]
 
 
 def read_words(directory: Path, split: MegaSplit) -> Iterator[tuple[list[str], int]]:
@@ -119,10 +120,11 @@ def _read_samples(directory: Path, split: MegaSplit) -> Iterator[Int[np.ndarray,
         yield ids[start : end - (end > start and ids[end - 1] == END)]
 
 
-def _read_integers(lines: Iterable[bytes]) -> Iterator[bytes]:
+def _read_integers(path: Path) -> Iterator[bytes]:
     """Integers in 0..255, a line an example."""
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield bytes(map(int, line.split()))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield bytes(map(int, line.split()))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error

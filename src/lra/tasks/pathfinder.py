@@ -6,6 +6,8 @@ images of side 32, hard. With side 128 it is their Path-X.
 """
 
 import os
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,11 +17,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lra.tasks.base import Split
+from lra.tasks.copies import IMAGE_SPLIT_RULE, image_layouts, read_copied_images
 from lra.tasks.durable import scratch_directory
-from lra.tasks.pathfinder_release import Release, find_release, read_images
+from lra.tasks.pathfinder_release import DIRECTORIES, Release, find_release, read_images
 from lra.tasks.pathfinder_tables import GENERATOR_VERSION, PARAMETERS
 from lra.tasks.pixels import VOCAB_SIZE, PixelExamples, ZeroPixel
 from lra.tasks.preparation import open_prepared, prepare_once
+from lra.tasks.release import holds, prepare_release
 from lra.tasks.store import Sequences, Store
 
 Difficulty = Literal["easy", "intermediate", "hard"]
@@ -29,6 +33,11 @@ CONTOUR_LENGTHS: dict[str, int] = {"easy": 6, "intermediate": 9, "hard": 14}
 
 OFFICIAL_COUNT = 200_000
 """Images of a resolution and difficulty that the metadata list."""
+
+NUM_EMPTY = {(32, "easy"): 1}
+"""Images of the release without content, which copies of it lack."""
+
+MEGA_DIRECTORIES = {(32, "hard"): "pathfinder", (128, "hard"): "path-x"}
 
 RELEASE_RULE = "80, 10 and 10 % of the listed images in TFDS order; empty files then left out"
 GENERATED_RULE = "images by their number: first train, then val, then test"
@@ -93,21 +102,20 @@ def prepare(
 ) -> Store:
     """Prepare the splits in `data_dir/name`, unless exactly these data are there already.
 
-    They are generated; or read from `source`, a directory or tar archive with the release's images
-    and metadata at any depth, which raises `ValueError` for another number of images than the
-    official one, unless the data get a name, `stand_in`. `progress` is told the images gained.
+    They are generated; or read from `source`, a directory or archive that holds, at any depth, the
+    release's images and metadata (not in a zip), or copies of them in splits of their own: Mega's
+    `pathfinder` or `path-x`, or pickles. That raises `ValueError` for another number of images than
+    the official one, unless the data get a name, `stand_in`. `progress` is told the images gained.
     """
     check(resolution, difficulty)
     root = Path(data_dir)
-    origin: dict[str, object] = {"resolution": resolution, "difficulty": difficulty}
     if source is not None:
-        release = find_release(Path(source), resolution, difficulty)
-        origin |= describe_release(release, stand_in)
-        build = partial(_read_splits, release, root / name, resolution, progress)
-        return prepare_once(root, name, origin, build)
+        return _prepare_source(root, name, Path(source), stand_in, resolution, difficulty, progress)
     if stand_in is not None:
         raise ValueError(f"stand_in={stand_in} needs prepare.source=PATH")
-    origin |= {
+    origin = {
+        "resolution": resolution,
+        "difficulty": difficulty,
         "kind": "regenerated",
         "generator": "lra.tasks.pathfinder_generator",
         "generator_version": GENERATOR_VERSION,
@@ -118,6 +126,41 @@ def prepare(
     }
     settings = (resolution, CONTOUR_LENGTHS[difficulty], num_examples, seed, num_workers, progress)
     return prepare_once(root, name, origin, partial(_generate_splits, root / name, *settings))
+
+
+def _prepare_source(
+    root: Path,
+    name: str,
+    source: Path,
+    stand_in: str | None,
+    resolution: int,
+    difficulty: Difficulty,
+    progress: Callable[[int], object],
+) -> Store:
+    """Prepare from the release or, where there is none of it, from copies."""
+    origin: dict[str, object] = {"resolution": resolution, "difficulty": difficulty}
+    directory = DIRECTORIES[difficulty]
+    layouts = image_layouts(
+        f"lra-pathfinder{resolution}-{directory}", MEGA_DIRECTORIES.get((resolution, difficulty))
+    )
+    released = re.compile(rf"(^|/)pathfinder{resolution}/{directory}/(imgs|metadata)/")
+    if zipfile.is_zipfile(source) or holds(source, layouts, unless=released):
+        num_train = OFFICIAL_COUNT * 8 // 10 - NUM_EMPTY.get((resolution, difficulty), 0)
+        tenth = OFFICIAL_COUNT // 10
+        return prepare_release(
+            root,
+            name,
+            source=source,
+            stand_in=stand_in,
+            layouts=layouts,
+            official_counts={"train": num_train, "val": tenth, "test": tenth},
+            build=partial(read_copied_images, num_pixels=resolution**2, num_classes=2),
+            rule=origin | {"splits": IMAGE_SPLIT_RULE},
+        )
+    release = find_release(source, resolution, difficulty)
+    origin |= describe_release(release, stand_in)
+    build = partial(_read_splits, release, root / name, resolution, progress)
+    return prepare_once(root, name, origin, build)
 
 
 def describe_release(release: Release, stand_in: str | None) -> dict[str, object]:

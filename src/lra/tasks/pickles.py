@@ -3,7 +3,7 @@
 `lra-<task>.<train, dev or test>.pickle` holds a list of {"input_ids_0": ids, "label": class};
 where documents are compared there is also "input_ids_1". Ids of a text are bytes + 1, padded with
 0; those of an image are its pixels. A pickle is a program: this reader knows lists, dictionaries,
-numbers and arrays, and refuses all else before it runs.
+numbers and arrays, and refuses all else before it runs. It serves CIFAR-10's pickles as well.
 
 The pickles of ListOps are not read: their ids depend on the run that wrote them, and those of the
 Skeinformer release lack the closing brackets, without which an expression has no value.
@@ -11,6 +11,7 @@ Skeinformer release lack the closing brackets, without which an expression has n
 
 import pickle
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from lra.tasks.documents import LabeledPair
-from lra.tasks.store import Sequences
 
 _CONSTRUCTORS: dict[str, object] = {
     "ndarray": np.ndarray,
@@ -33,14 +33,24 @@ _CONSTRUCTORS: dict[str, object] = {
 class _DataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] != "numpy" or name not in _CONSTRUCTORS:
-            raise ValueError(f"it asks for {module}.{name}, which is not data")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed, since it is not data")
         return _CONSTRUCTORS[name]
 
 
-def read_pickle_split(path: Path, content: Literal["text", "pixels"]) -> Sequences:
-    """The texts or images of a split."""
+def load_data(file: BufferedIOBase) -> object:
+    """What a pickle holds; strings of Python 2 are bytes. Raises `ValueError` if it is no data."""
+    try:
+        return _DataUnpickler(file, encoding="bytes").load()
+    except (ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"a damaged pickle, or one of no data: {error}") from error
+
+
+def read_pickle_split(
+    path: Path, content: Literal["text", "pixels"]
+) -> Iterator[tuple[bytes, int]]:
+    """Text or pixels, as bytes, and class of each example of a split."""
     decode = _text if content == "text" else _pixels
-    return Sequences.of((decode(_ids(row, "input_ids_0")), _label(row)) for row in _read(path))
+    return ((decode(_ids(row, "input_ids_0")), _label(row)) for row in _read(path))
 
 
 def read_pickle_pairs(path: Path) -> Iterator[LabeledPair]:
@@ -53,9 +63,9 @@ def read_pickle_pairs(path: Path) -> Iterator[LabeledPair]:
 def _read(path: Path) -> list[object]:
     with path.open("rb") as file:
         try:
-            rows = _DataUnpickler(file).load()
-        except (ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path} is damaged, or no pickle of this kind: {error}") from error
+            rows = load_data(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds {type(rows).__name__}, not a list of examples")
     return rows

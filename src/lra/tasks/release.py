@@ -5,6 +5,7 @@ the official numbers of examples, else stand-ins, which are accepted under a nam
 """
 
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -13,12 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from lra.tasks.durable import scratch_directory, sha256
 from lra.tasks.preparation import prepare_once
 from lra.tasks.store import Pairs, Sequences, Store
 
 COPY_BYTES = 1 << 20
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+"""What reading an archive raises that is damaged, cut short, or none."""
 
 Layouts = Mapping[str, Sequence[str]]
 """For each way in which data may lie, the ends of the paths of its files."""
@@ -36,14 +40,16 @@ def prepare_release(
     layouts: Layouts,
     official_counts: Mapping[str, int],
     build: Build,
+    rule: Mapping[str, object] = MappingProxyType({}),
 ) -> Store:
     """The store `data_dir/name` of what is at `source`, built if it is not there undamaged.
 
-    Raises `ValueError` for other numbers of examples than the official ones, unless `stand_in`
-    names the data.
+    `rule`, how splits are made and whatever else data depend on, goes into the manifest. Raises
+    `ValueError` for other numbers of examples than the official ones, unless `stand_in` names the
+    data.
     """
     label = {"kind": "official"} if stand_in is None else {"kind": "stand-in", "name": stand_in}
-    provenance = {**label, "files": checksums(source, layouts)}
+    provenance = {**label, **rule, "files": checksums(source, layouts)}
     expected = official_counts if stand_in is None else None
     splits = partial(_read_splits, data_dir / name, source, layouts, expected, build)
     return prepare_once(data_dir, name, provenance, splits)
@@ -81,13 +87,29 @@ def find_files(source: Path, layouts: Layouts, scratch: Path) -> tuple[str, dict
             found = dict(_unpack_zip(source, layouts, scratch))
         else:
             found = dict(_unpack_tar(source, layouts, scratch))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{source} is damaged, cut short, or no archive: {error}") from error
     name = _complete(layouts, found)
     if name is None:
         missing = " nor ".join(next(f for f in ends if f not in found) for ends in layouts.values())
         raise FileNotFoundError(f"{source} holds neither {missing}")
     return name, {end: found[end] for end in layouts[name]}
+
+
+def holds(source: Path, layouts: Layouts, *, unless: re.Pattern[str]) -> bool:
+    """Whether `source` has a file of `layouts`, and none whose path matches `unless`.
+
+    An archive that is damaged is searched up to there; what does not exist has no files.
+    """
+    found = False
+    try:
+        for path in _paths(source):
+            if unless.search(path):
+                return False
+            found = found or _matching(layouts, path) is not None
+    except (*DAMAGE, FileNotFoundError):
+        pass
+    return found
 
 
 def checksums(source: Path, layouts: Layouts) -> dict[str, str]:
@@ -120,10 +142,23 @@ def _unique(source: Path, layouts: Layouts, paths: Iterable[str]) -> dict[str, s
 
 
 def _find_in_directory(source: Path, layouts: Layouts) -> Iterator[tuple[str, Path]]:
-    walk = os.walk(source.resolve())
-    paths = (f"{directory}/{name}" for directory, _, names in walk for name in names)
-    for end, path in _unique(source, layouts, paths).items():
+    for end, path in _unique(source, layouts, _paths(source)).items():
         yield end, Path(path)
+
+
+def _paths(source: Path) -> Iterator[str]:
+    """Paths of all files, or names of an archive's members."""
+    if source.is_dir():
+        for directory, _, names in os.walk(source.resolve()):
+            yield from (f"{directory}/{name}" for name in names)
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            yield from archive.namelist()
+    else:
+        with tarfile.open(source, "r|*") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]
+                yield member.name
 
 
 def _unpack_zip(source: Path, layouts: Layouts, scratch: Path) -> Iterator[tuple[str, Path]]:

@@ -17,9 +17,19 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 
-from lra.tasks.aclimdb import CLASSES, PUBLICATION, VALIDATION_RULE, read_reviews, validation_rows
+from lra.tasks.aclimdb import (
+    CLASSES,
+    NUM_PER_CLASS,
+    PUBLICATION,
+    VALIDATION_RULE,
+    Review,
+    read_reviews,
+    validation_rows,
+)
 from lra.tasks.base import Batch, Split, pad
+from lra.tasks.copies import CUT, REVIEW_LAYOUTS, is_copy, read_copied_reviews
 from lra.tasks.preparation import open_prepared
+from lra.tasks.release import prepare_release
 from lra.tasks.sources import Source, Via, prepare_from_source
 from lra.tasks.store import Sequences, Store
 
@@ -104,12 +114,16 @@ def prepare(
     """Prepare the splits in `data_dir/name`, unless they are there already.
 
     `source` is `aclImdb_v1.tar.gz`, the directory it was unpacked to, or a directory of TensorFlow
-    Datasets; None takes the archive from `data_dir/downloads`, or downloads it. Data that are not
-    the official ones raise `ValueError` unless they get a name, `stand_in`. `via` is how an archive
-    is read; the result is the same. `progress` is told the bytes of a download.
+    Datasets; None takes the archive from `data_dir/downloads`, or downloads it. Or it is an archive
+    or directory that holds copies, at any depth: the `imdb-4000` of Mega's `lra.zip`, or the
+    pickles `lra-text.*`. Data that are not the official ones raise `ValueError` unless they get a
+    name, `stand_in`. `via` is how an archive is read; the result is the same. `progress` is told
+    the bytes of a download.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1")
+    if source is not None and is_copy(source, REVIEW_LAYOUTS, PUBLICATION, via):
+        return _prepare_copy(Path(data_dir), name, Path(source), stand_in, val_fraction, seed)
     return prepare_from_source(
         Path(data_dir),
         name,
@@ -123,8 +137,43 @@ def prepare(
     )
 
 
+def _prepare_copy(
+    data_dir: Path,
+    name: str,
+    source: Path,
+    stand_in: str | None,
+    val_fraction: float,
+    seed: int,
+) -> Store:
+    official = stand_in is None
+    num_val = len(CLASSES) * round(val_fraction * NUM_PER_CLASS)
+    total = len(CLASSES) * NUM_PER_CLASS
+    rule = {"rule": VALIDATION_RULE, "fraction": val_fraction, "seed": seed, "texts": CUT}
+    return prepare_release(
+        data_dir,
+        name,
+        source=source,
+        stand_in=stand_in,
+        layouts=REVIEW_LAYOUTS,
+        official_counts={"train": total - num_val, "val": num_val, "test": total},
+        build=partial(_build_copy, official=official, val_fraction=val_fraction, seed=seed),
+        rule={"validation": rule},
+    )
+
+
 def _build(source: Source, val_fraction: float, seed: int) -> dict[str, Sequences]:
-    reviews = read_reviews(source)
+    return _split(read_reviews(source), val_fraction, seed)
+
+
+def _build_copy(
+    layout: str, files: dict[str, Path], _: Path, official: bool, val_fraction: float, seed: int
+) -> dict[str, Sequences]:
+    return _split(read_copied_reviews(layout, files, official=official), val_fraction, seed)
+
+
+def _split(
+    reviews: dict[str, list[Review]], val_fraction: float, seed: int
+) -> dict[str, Sequences]:
     train, test = reviews["train"], reviews["test"]
     is_val = validation_rows(train, val_fraction, seed)
     return {
