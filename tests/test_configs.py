@@ -8,6 +8,8 @@ from hydra.utils import get_method, instantiate
 from attention.base import AttentionDims
 from lra.model import Classifier
 from lra.provenance import governed_keys, overrides
+from lra.run import refuse_false_label
+from lra.tasks.store import Sequences, write_store
 
 TABLE_1 = {
     "softmax", "softmax_no_dropout", "v_mean", "bigbird", "performer", "nystromformer", "reformer",
@@ -93,6 +95,18 @@ def test_what_a_run_changes_is_told_apart_from_what_the_protocol_says(compose_ru
     governed = governed_keys(plain)
     assert {"protocol.pooling", "optimizer.lr", "trainer.clip_grad_norm"} <= governed
     assert "trainer.batch_size" not in governed
+
+
+def test_a_stand_in_is_never_filed_under_the_tasks_name(compose_run, tmp_path):
+    config = compose_run("task=text", f"data_dir={tmp_path}")
+    reviews = Sequences.of([(b"good", 1), (b"bad", 0)])
+    source = {"kind": "stand-in", "name": "IMDB train halves"}
+    splits = dict.fromkeys(("train", "val", "test"), reviews)
+    write_store(tmp_path / "text", task="text", source=source, splits=splits)
+    task = instantiate(config.task)
+    with pytest.raises(ValueError, match=r"IMDB train halves: its results need .* label=NAME"):
+        refuse_false_label(task, config.label, config.choices.task)
+    refuse_false_label(task, "imdb_train_halves", config.choices.task)
 
 
 def test_a_position_beyond_the_longest_sequence_does_not_exist(compose_run):

@@ -35,6 +35,7 @@ def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command:
     device = choose_device(config.device)
     seed_everything(config.seed)
     task: Task = instantiate(config.task)
+    refuse_false_label(task, config.label, config.choices.task)
     examples = {split: task.examples(split) for split in SPLITS}
     model = build_model(config, task)
     resume = directory.read() if directory.record.exists() else None
@@ -76,6 +77,15 @@ def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command:
         directory.write(record)
         tracker.finish(record)
     return record
+
+
+def refuse_false_label(task: Task, label: str, task_choice: str) -> None:
+    """Raise `ValueError` where results on a stand-in would be filed under the task's name."""
+    if task.source_kind == "stand-in" and label == task_choice:
+        raise ValueError(
+            f"the data of task={task_choice} are a stand-in, {task.source_name}: its results need "
+            f"a name of their own, label=NAME"
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -201,7 +211,7 @@ def start_record(
         "status": running,
         "run_id": secrets.token_hex(8) if resume is None else resume["run_id"],
         "study": config.study,
-        "task": config.choices.task,
+        "task": config.label,
         "attention": config.choices.attention,
         "seed": config.seed,
         "protocol": {
