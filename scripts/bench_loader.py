@@ -10,6 +10,7 @@ of scripts/train.py. Exits with 1 if reading is less than 20 times as fast as tr
 takes more than 0.3 seconds without checksums.
 """
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -65,6 +66,15 @@ class LoaderSpeed(NamedTuple):
         rates = [f"{self.reading:,.0f}", f"{self.training:,.1f}", f"{self.ratio:,.0f}"]
         opened = [f"{self.open_seconds:.3f}", f"{self.verified_open_seconds:.3f}"]
         return [self.task, str(self.batch_size), *rates, *opened]
+
+
+def command_line() -> list[str]:
+    """The overrides given; `--help` prints what this script does."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    return list(parser.parse_args().overrides)
 
 
 def main(arguments: list[str]) -> int:
@@ -138,4 +148,4 @@ def build_trainer(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(command_line()))

@@ -7,6 +7,7 @@ One sequence, two heads, p = 32, 256 features, float32, evaluation mode. `ndp` i
 n x p with a p x d matrix, d = 256: 2n²p is 16 ndp at n = 2048 and 32 at 4096.
 """
 
+import argparse
 import sys
 
 import torch
@@ -14,6 +15,15 @@ from tqdm import tqdm
 
 from lra.report.cost import NUM_FEATURES, cost_row, cost_table
 from lra.variants import load_attention, selected_variants
+
+
+def command_line() -> list[str]:
+    """The overrides given; `--help` prints what this script does."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    return list(parser.parse_args().overrides)
 
 
 def main(arguments: list[str]) -> int:
@@ -31,4 +41,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(command_line()))
