@@ -104,13 +104,13 @@ def measure(config: DictConfig) -> LoaderSpeed:
     device, task = choose_device(config.device), instantiate(config.task, verify=False)
     with tempfile.TemporaryDirectory() as directory:
         trainer = build_trainer(config, task, device, RunDirectory(Path(directory)))
-        size, examples = trainer.settings.batch_size, trainer.examples["train"]
+        size = trainer.settings.batch_size
         trainer.train_step()
         reading, training = [], []
         for first in range(0, NUM_ROUNDS * BATCHES_PER_ROUND, BATCHES_PER_ROUND):
             start = time.perf_counter()
             for step in range(first, first + BATCHES_PER_ROUND):
-                examples.batch(trainer.order.indices(step))
+                trainer.reader.batch(step)
             reading.append((time.perf_counter() - start) / BATCHES_PER_ROUND)
             synchronize(device)
             start = time.perf_counter()

@@ -1,8 +1,13 @@
 """Which examples a step sees."""
 
-import numpy as np
+import threading
 
-from lra.order import DataOrder
+import numpy as np
+import pytest
+import torch
+
+from lra.order import DataOrder, Reader
+from lra.tasks.base import Batch
 
 
 def test_every_epoch_holds_every_example_once():
@@ -26,3 +31,29 @@ def test_a_batch_may_be_larger_than_the_data():
     order = DataOrder(seed=0, num_examples=3, batch_size=8)
     assert sorted(order.indices(0))[:8] == [0, 0, 0, 1, 1, 1, 2, 2] or len(order.indices(0)) == 8
     assert np.bincount(order.indices(0), minlength=3).min() >= 2
+
+
+class Numbers:
+    """Examples that are their own index, and remember which thread read them."""
+
+    labels = np.arange(20)
+
+    def __init__(self):
+        self.threads = set()
+
+    def __len__(self):
+        return 20
+
+    def batch(self, indices):
+        self.threads.add(threading.current_thread())
+        tokens = torch.from_numpy(indices)[:, None, None]
+        return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), tokens[:, 0, 0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_reader_gives_each_step_its_batch_whatever_was_read_before(num_workers):
+    order, numbers = DataOrder(seed=0, num_examples=20, batch_size=4), Numbers()
+    reader = Reader(numbers, order, num_workers=num_workers)
+    for step in (0, 1, 2, 9, 3, 3):
+        assert reader.batch(step).labels.tolist() == order.indices(step).tolist()
+    assert (threading.current_thread() in numbers.threads) == (num_workers == 0)

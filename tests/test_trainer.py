@@ -73,7 +73,7 @@ def test_micro_batches_accumulate_to_the_gradient_of_the_batch(make_trainer, siz
     gradients = []
     for micro in (16, size):
         trainer = make_trainer(*overrides, f"trainer.micro_batch_size={micro}")
-        batch = trainer.examples["train"].batch(trainer.order.indices(0))
+        batch = trainer.reader.batch(0)
         trainer.accumulate_gradient(batch)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
     assert_close(gradients[1], gradients[0], rtol=0, atol=1e-6 * gradients[0].abs().max().item())
@@ -95,6 +95,15 @@ def test_how_often_a_run_is_evaluated_does_not_change_its_weights(make_trainer):
     ends = []
     for period in (2, 12):
         trainer = make_trainer(f"trainer.check_steps={period}", name=f"every_{period}")
+        trainer.fit(Listener())
+        ends.append(weights(trainer))
+    assert torch.equal(*ends)
+
+
+def test_reading_ahead_changes_no_bit(make_trainer):
+    ends = []
+    for num_workers in (0, 3):
+        trainer = make_trainer(f"trainer.num_workers={num_workers}", name=f"{num_workers}_workers")
         trainer.fit(Listener())
         ends.append(weights(trainer))
     assert torch.equal(*ends)

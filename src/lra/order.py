@@ -1,9 +1,12 @@
 """Which examples each training step sees."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
+
+from lra.tasks.base import Batch, Examples
 
 
 class DataOrder:
@@ -26,3 +29,33 @@ class DataOrder:
         first = step * self.batch_size
         epochs, offsets = np.divmod(np.arange(first, first + self.batch_size), self.num_examples)
         return np.concatenate([self._epoch(e)[offsets[epochs == e]] for e in np.unique(epochs)])
+
+
+class Reader:
+    """Batches of consecutive steps, the next ones read in threads while a step trains.
+
+    With `num_workers` = 0 a batch is read when it is asked for. The batches are the same, since
+    each depends on its step alone; any step may be asked for at any time.
+    """
+
+    def __init__(self, examples: Examples, order: DataOrder, *, num_workers: int) -> None:
+        self._examples = examples
+        self._order = order
+        self._num_workers = num_workers
+        self._executor = ThreadPoolExecutor(num_workers) if num_workers else None
+        self._ahead: dict[int, Future[Batch]] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        if self._executor is None:
+            return self._read(step)
+        wanted = range(step, step + self._num_workers + 1)
+        for other in set(self._ahead) - set(wanted):
+            self._ahead.pop(other).cancel()
+        for following in wanted:
+            if following not in self._ahead:
+                self._ahead[following] = self._executor.submit(self._read, following)
+        return self._ahead.pop(step).result()
+
+    def _read(self, step: int) -> Batch:
+        return self._examples.batch(self._order.indices(step))

@@ -22,6 +22,7 @@ NEUTRAL_KEYS = (
     "prepare",
     "tracker",
     "trainer.checkpoint_minutes",
+    "trainer.num_workers",
     "trainer.pause_at_step",
 )
 """Keys that do not change what a run computes: a run may go on with other values of them."""

@@ -35,6 +35,7 @@ class TrainerSettings:
     micro_batch_size: int
     eval_batch_size: int
     bucket: bool
+    num_workers: int
     max_eval_examples: int | None
     precision: Precision
     compile: bool
@@ -44,6 +45,8 @@ class TrainerSettings:
     pause_at_step: int | None
 
     def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"trainer.num_workers={self.num_workers} is negative")
         for name in POSITIVE_SETTINGS:
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -18,7 +18,7 @@ from lra import checkpoint
 from lra.evaluate import Evaluation, evaluate
 from lra.interrupt import Interrupt
 from lra.measure import StepTimer, cpu_training_peak_bytes
-from lra.order import DataOrder
+from lra.order import DataOrder, Reader
 from lra.record import RunDirectory
 from lra.settings import DTYPES, TrainerSettings
 from lra.tasks.base import Batch, Examples, Split
@@ -82,9 +82,10 @@ class Trainer:
         self.scheduler = scheduler(self.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        self.order = DataOrder(
+        order = DataOrder(
             seed=seed, num_examples=len(examples["train"]), batch_size=settings.batch_size
         )
+        self.reader = Reader(examples["train"], order, num_workers=settings.num_workers)
         self.directory = directory
         self.metrics = MetricsFile(directory.metrics)
         self.device = device
@@ -149,8 +150,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step on the next batch."""
-        batch = self.examples["train"].batch(self.order.indices(self.progress.step))
-        self.accumulate_gradient(batch)
+        self.accumulate_gradient(self.reader.batch(self.progress.step))
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
