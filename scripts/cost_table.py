@@ -3,7 +3,7 @@
     python scripts/cost_table.py
     python scripts/cost_table.py attention=mine,skeinformer
 
-One sequence, two heads, p = 32, 256 features, float32, evaluation mode. `ndp` is one product of an
+One sequence, two heads, p = 32, 256 features, float32, training mode. `ndp` is one product of an
 n x p with a p x d matrix, d = 256: 2n²p is 16 ndp at n = 2048 and 32 at 4096.
 """
 

@@ -50,7 +50,7 @@ PUBLISHED = {
 def cost_row(name: str, build: AttentionFactory) -> list[str]:
     """Saved MiB at n = 2048, and multiply-adds a head in units of n d p at n = 2048 and 4096."""
     core = build(AttentionDims(num_heads=2, head_dim=HEAD_DIM, max_seq_len=4096))
-    measured = [cost(core.eval(), num_tokens) for num_tokens in (2048, 4096)]
+    measured = [cost(core, num_tokens) for num_tokens in (2048, 4096)]
     units = [m.multiply_adds / (m.num_tokens * NUM_FEATURES * HEAD_DIM) for m in measured]
     published = PUBLISHED.get(name, Published(MISSING, None))
     release = MISSING if published.saved_mib is None else f"{published.saved_mib:.1f}"
