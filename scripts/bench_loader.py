@@ -10,7 +10,6 @@ of scripts/train.py. Exits with 1 if reading is less than 20 times as fast as tr
 takes more than 0.3 seconds without checksums.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lra.checkpoint import seed_everything
+from lra.command_line import parse_overrides
 from lra.measure import synchronize
 from lra.order import DataOrder
 from lra.record import RunDirectory
@@ -66,15 +66,6 @@ class LoaderSpeed(NamedTuple):
         rates = [f"{self.reading:,.0f}", f"{self.training:,.1f}", f"{self.ratio:,.0f}"]
         opened = [f"{self.open_seconds:.3f}", f"{self.verified_open_seconds:.3f}"]
         return [self.task, str(self.batch_size), *rates, *opened]
-
-
-def command_line() -> list[str]:
-    """The overrides given; `--help` prints what this script does."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    return list(parser.parse_args().overrides)
 
 
 def main(arguments: list[str]) -> int:
@@ -148,4 +139,4 @@ def build_trainer(
 
 
 if __name__ == "__main__":
-    sys.exit(main(command_line()))
+    sys.exit(main(parse_overrides(sys.argv[1:], __doc__)))

@@ -11,7 +11,6 @@ overridden as in the last line. Costs are measured with 256 features. Exits with
 broken, or if what a variant declares as not promised holds after all.
 """
 
-import argparse
 import sys
 
 import torch
@@ -19,19 +18,11 @@ import torch
 from attention.conformance.cost import costs
 from attention.conformance.subject import BLOCK_SIZE, DIMS, NUM_FEATURES, Subject
 from attention.conformance.suite import PROPERTIES, examine
+from lra.command_line import parse_overrides
 from lra.conformance_report import cost_table, verdict_table
 from lra.variants import load_attention, load_miniature, selected_variants
 
 COST_FEATURES = 256
-
-
-def command_line() -> list[str]:
-    """The overrides given; `--help` prints what this script does."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    return list(parser.parse_args().overrides)
 
 
 def main(arguments: list[str]) -> int:
@@ -55,6 +46,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(command_line()))
+        sys.exit(main(parse_overrides(sys.argv[1:], __doc__)))
     except ValueError as error:
         sys.exit(str(error))

@@ -7,23 +7,14 @@ One sequence, two heads, p = 32, 256 features, float32, training mode. `ndp` is 
 n x p with a p x d matrix, d = 256: 2n²p is 16 ndp at n = 2048 and 32 at 4096.
 """
 
-import argparse
 import sys
 
 import torch
 from tqdm import tqdm
 
+from lra.command_line import parse_overrides
 from lra.report.cost import NUM_FEATURES, cost_row, cost_table
 from lra.variants import load_attention, selected_variants
-
-
-def command_line() -> list[str]:
-    """The overrides given; `--help` prints what this script does."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    return list(parser.parse_args().overrides)
 
 
 def main(arguments: list[str]) -> int:
@@ -41,4 +32,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(command_line()))
+    sys.exit(main(parse_overrides(sys.argv[1:], __doc__)))

@@ -20,6 +20,7 @@ def make_record(attention="skeinformer", seed=0, **changes):
         "attention": attention,
         "seed": seed,
         "protocol": {"name": "clean", "overrides": {}},
+        "overrides": {},
         "command": "python scripts/train.py",
         "config": {"num_features": 256, "trainer": {"batch_size": 4, "max_steps": 24}},
         "git": {"commit": "c" * 40, "dirty": False},
@@ -109,6 +110,8 @@ def test_a_missing_figure_is_a_dash_and_a_failure_its_name(study):
         ("data", {"sha256": "e" * 64}),
         ("data", {"source_kind": "official"}),
         ("protocol", {"overrides": {"protocol.pooling": "padded_mean"}}),
+        ("overrides", {"trainer.bucket": True}),
+        ("overrides", {"trainer.micro_batch_size": 2}),
         ("config", {"trainer": {"batch_size": 8, "max_steps": 24}}),
     ],
 )

@@ -11,6 +11,14 @@ from tabulate import tabulate
 from lra.record import Record
 
 MISSING = "—"
+EXECUTION_KEYS = (
+    "model.activation_checkpointing",
+    "trainer.bucket",
+    "trainer.compile",
+    "trainer.eval_batch_size",
+    "trainer.max_eval_examples",
+    "trainer.micro_batch_size",
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Setting:
     precision: str
     device: str
     num_threads: int
+    execution: str
+    """How batches went through the model, where that was changed: it decides time and memory."""
 
     @classmethod
     def of(cls, record: Record) -> "Setting":
@@ -45,6 +55,11 @@ class Setting:
             precision=environment["precision"],
             device=environment["device"],
             num_threads=environment["num_threads"],
+            execution="".join(
+                f", {key}={record['overrides'][key]}"
+                for key in EXECUTION_KEYS
+                if key in record["overrides"]
+            ),
         )
 
     def __str__(self) -> str:
@@ -52,7 +67,7 @@ class Setting:
             f"{self.task}, {self.source_kind} data (sha256 {self.data_sha256[:12]}), "
             f"protocol {self.protocol}, batch {self.batch_size}, at most {self.max_steps:,} steps, "
             f"{self.num_features} features, {self.precision}, {self.device}, "
-            f"{self.num_threads} threads"
+            f"{self.num_threads} threads{self.execution}"
         )
 
 

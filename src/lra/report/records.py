@@ -6,7 +6,9 @@ from typing import Any
 
 from lra.record import SCHEMA_VERSION, Record, RunDirectory
 
-RECORD_KEYS = ("status", "task", "attention", "seed", "protocol", "config", "data", "environment")
+RECORD_KEYS = (
+    "status", "task", "attention", "seed", "protocol", "overrides", "config", "data", "environment",
+)  # fmt: skip
 
 
 def read_records(root: Path) -> dict[Path, Record]:
