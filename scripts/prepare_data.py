@@ -4,6 +4,7 @@
     python scripts/prepare_data.py task=text,image        # or task=all, the five of the arena
     python scripts/prepare_data.py task=text prepare.source=PATH prepare.stand_in=NAME
     python scripts/prepare_data.py task=pathfinder resolution=128 difficulty=hard
+    python scripts/prepare_data.py task=all --synthetic 64 data_dir=data/synthetic   # random tokens
     python scripts/prepare_data.py --status               # what there is, from what source
     python scripts/prepare_data.py --status --verify      # compare checksums, not sizes alone
 
@@ -26,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tabulate import tabulate
 from tqdm import tqdm
 
+from lra.tasks import synthetic
 from lra.tasks.preparation import survey
 from lra.tasks.store import Store
 
@@ -39,6 +41,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="task=NAME or another override")
+    parser.add_argument(
+        "--synthetic", type=int, metavar="N", help="N random examples a split in the task's shape"
+    )
     parser.add_argument("--status", action="store_true", help="say what is prepared")
     parser.add_argument("--verify", action="store_true", help="with --status: compare checksums")
     options = parser.parse_intermixed_args()
@@ -50,14 +55,14 @@ def main() -> int:
         if options.status:
             return print_status(Path(hydra.compose("train", others).data_dir), options.verify)
         tasks = ARENA if names == ["all"] else names[0].split(",")
-        return max([prepare(task, others) for task in tasks])
+        return max([prepare(task, others, options.synthetic) for task in tasks])
 
 
-def prepare(task: str, overrides: list[str]) -> int:
+def prepare(task: str, overrides: list[str], num_synthetic: int | None) -> int:
     """Prepare one task, print what is there now or what went wrong, and return 0 or 1."""
     try:
         config = hydra.compose("train", [f"task={task}", *overrides])
-        store = build(config)
+        store = build(config) if num_synthetic is None else draw(task, config, num_synthetic)
     except (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         reason = cause or error
@@ -70,6 +75,14 @@ def prepare(task: str, overrides: list[str]) -> int:
         )
     print(f"{store.directory}: sha256 {store.fingerprint}", flush=True)
     return 0
+
+
+def draw(task: str, config: DictConfig, num_examples: int) -> Store:
+    """Random data in place of a task's."""
+    directory, seed = Path(config.data_dir), config.prepare.get("seed", 0)
+    return synthetic.prepare(
+        task, name=config.task.name, data_dir=directory, num_examples=num_examples, seed=seed
+    )
 
 
 def build(config: DictConfig) -> Store:

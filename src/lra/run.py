@@ -4,7 +4,6 @@ import logging
 import secrets
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from lra import provenance
 from lra.checkpoint import seed_everything
 from lra.evaluate import Evaluation
 from lra.model import Classifier
+from lra.paths import REPOSITORY
 from lra.record import SCHEMA_VERSION, Record, RunDirectory, RunIdentity, Status, to_dict
 from lra.tasks.base import Examples, Split, Task
 from lra.tracker import Tracker
@@ -23,7 +23,6 @@ from lra.trainer import Trainer
 log = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-REPOSITORY = Path(__file__).parents[2]
 
 
 def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command: str) -> Record:

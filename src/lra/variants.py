@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -10,8 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attention.base import AttentionCore, AttentionDims
-
-CONF_DIR = Path(__file__).parents[2] / "conf"
+from lra.paths import CONF_DIR
 
 
 def variant_names() -> list[str]:

@@ -1,0 +1,1 @@
+"""A study: runs that belong together, planned by an experiment, run until done, carried about."""

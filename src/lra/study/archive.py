@@ -1,0 +1,108 @@
+"""Carrying a study: its runs in one archive, and back into another `outputs/`.
+
+Of a finished run the records travel, of an unfinished one its checkpoints as well.
+"""
+
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from lra.record import Record, RunDirectory
+from lra.report.records import read_record
+
+WEIGHTS = ("last.pt", "best.pt")
+NOT_CARRIED = (".tmp", ".lock")
+
+
+def export_runs(root: Path, directories: Sequence[RunDirectory], archive: Path) -> int:
+    """Pack runs below `root` into a gzipped tar archive, replacing it; returns its bytes.
+
+    Raises `FileNotFoundError` where there is nothing to pack.
+    """
+    present = [directory for directory in directories if directory.record.exists()]
+    if not present:
+        raise FileNotFoundError(f"none of the {len(directories)} runs of this study has begun")
+    temporary = archive.with_name(f"{archive.name}.tmp")
+    with tarfile.open(temporary, "w:gz", compresslevel=6) as tar:
+        for directory in present:
+            for path in files_to_carry(directory):
+                tar.add(path, arcname=path.relative_to(root))
+    temporary.replace(archive)
+    return archive.stat().st_size
+
+
+def files_to_carry(directory: RunDirectory) -> Iterable[Path]:
+    """What of a run travels."""
+    finished = directory.read()["status"] == "completed"
+    for path in sorted(directory.path.iterdir()):
+        is_weights = path.name in WEIGHTS
+        if path.is_file() and path.suffix not in NOT_CARRIED and not (finished and is_weights):
+            yield path
+
+
+def import_runs(archive: Path, root: Path) -> dict[str, list[str]]:
+    """Merge the runs of an archive into `root`; returns run names by what was done with them.
+
+    `new`: there was none. `further`: the same run, further on, replaces the one that is here.
+    `kept`: the one here is as far. Everything is checked before anything is changed: raises
+    `ValueError` for an unreadable archive or record, for a run that is another one than that in
+    its place, and for a place that is in use.
+    """
+    with tempfile.TemporaryDirectory(prefix="import.", dir=_made(root)) as name:
+        unpacked = Path(name)
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(unpacked, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{archive} cannot be read as an archive: {error}") from error
+        runs = sorted(path.parent.relative_to(unpacked) for path in unpacked.rglob("record.json"))
+        if not runs:
+            raise ValueError(f"{archive} holds no runs")
+        decisions = {run: _decide(unpacked / run, RunDirectory(root / run)) for run in runs}
+        for run, decision in decisions.items():
+            if decision != "kept":
+                _replace(unpacked / run, root / run)
+    done: dict[str, list[str]] = {"new": [], "further": [], "kept": []}
+    for run, decision in decisions.items():
+        done[decision].append(str(PurePosixPath(run)))
+    return done
+
+
+def _decide(incoming: Path, place: RunDirectory) -> str:
+    theirs = read_record(incoming)
+    if not place.record.exists():
+        return "new"
+    ours = read_record(place.path)
+    if ours["run_id"] != theirs["run_id"]:
+        raise ValueError(
+            f"{place.path} holds run {ours['run_id']}, the archive has {theirs['run_id']} for that "
+            f"place; nothing was imported: move one of them away"
+        )
+    if (owner := place.owner()) is not None:
+        raise ValueError(f"{place.path} is in use by {owner}; nothing was imported")
+    return "further" if _progress(theirs, incoming) > _progress(ours, place.path) else "kept"
+
+
+def _progress(record: Record, directory: Path) -> tuple[bool, int]:
+    """Whether the run is finished, and its last check."""
+    metrics = directory / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return record["status"] == "completed", json.loads(lines[-1])["step"] if lines else 0
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put a directory in the place of another, which is removed last."""
+    aside = old.with_name(f"{old.name}.replaced")
+    old.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
