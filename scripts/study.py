@@ -1,6 +1,6 @@
 """Run, watch and carry a study: the runs of one experiment in `conf/experiment`.
 
-    python scripts/study.py status --study table1                     # done, running, failed, missing
+    python scripts/study.py status --study table1                     # how far is it
     python scripts/study.py run --study table1 task=listops           # whatever is missing
     python scripts/study.py run --study table1 --minutes 9 --jobs 2   # as much as fits
     python scripts/study.py export --study table1 table1.tar.gz       # to go on elsewhere

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lra.record import RunDirectory
+from lra.record import RunDirectory, to_dict
 from lra.study.archive import export_runs, import_runs
 from lra.study.plan import plan, state_of
 from lra.study.progress import Survey, expected_seconds
@@ -29,8 +29,6 @@ def study(tmp_path, monkeypatch):
 
 def write_run(job, status, run_id="a", step=10):
     job.directory.path.mkdir(parents=True, exist_ok=True)
-    from lra.record import to_dict
-
     record = {
         "schema_version": 1,
         "status": status,
@@ -79,12 +77,12 @@ def test_a_planned_run_has_the_configuration_and_directory_that_training_gives_i
 def test_runs_that_would_share_a_directory_are_refused():
     with pytest.raises(ValueError, match="share outputs/smoke/clean/random_text/v_mean/seed_0"):
         plan("smoke", ["task=text", "attention=v_mean", "optimizer.lr=1,2"])
-    with pytest.raises(ValueError, match="no experiment 'tabel1'; there are .*smoke"):
+    with pytest.raises(ValueError, match=r"no experiment 'tabel1'; there are .*smoke"):
         plan("tabel1", [])
 
 
 def test_only_what_is_missing_is_run_and_what_failed_on_request(study):
-    completed, failed, paused, missing = study
+    _, failed, paused, missing = study
     assert jobs_to_run(study, retry_failed=False) == [paused, missing]
     assert jobs_to_run(study, retry_failed=True) == [failed, paused, missing]
 

@@ -23,7 +23,7 @@ Slot = Mapping[str, str]
 """Environment variables of a process that runs one job after the other."""
 
 
-def slots(num_jobs: int | None, num_gpus: int, num_cores: int) -> list[Slot]:
+def slots(num_jobs: int | None, num_gpus: int, num_cores: int) -> Sequence[Slot]:
     """Places for `num_jobs` runs at once (None: one a GPU, or one), GPUs and cores shared out.
 
     Raises `ValueError` for less than one job.
