@@ -18,22 +18,36 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Train what `config` says, or say that it has been done."""
-    app = HydraConfig.get()
-    directory = RunDirectory(Path(app.runtime.output_dir))
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     try:
-        if directory.check_owner(config) == "completed":
-            log.info("already done: %s", directory.path)
+        if is_done(directory, config):
             return
-        from lra.run import run  # torch loads here, so that --help and finished runs are quick
-
-        groups = [f"{group}={app.runtime.choices[group]}" for group in GROUPS_THAT_NAME_A_RUN]
-        plain = compose("train", [*groups, f"study={config.study}", f"seed={config.seed}"])
-        command = shlex.join(["python", "scripts/train.py", *app.overrides.task])
-        log.info("%s", directory.path)
-        run(config, plain, directory, command)
+        with directory.lock:
+            if not is_done(directory, config):  # its last owner may have finished just now
+                train(config, directory)
     except (ValueError, OSError) as error:
         log.debug("failed", exc_info=True)
         raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+
+
+def is_done(directory: RunDirectory, config: DictConfig) -> bool:
+    """Whether this very run has been completed."""
+    is_completed = directory.check_owner(config) == "completed"
+    if is_completed:
+        log.info("already done: %s", directory.path)
+    return is_completed
+
+
+def train(config: DictConfig, directory: RunDirectory) -> None:
+    """Run what `config` says in `directory`."""
+    from lra.run import run  # torch loads here, so that --help and finished runs are quick
+
+    app = HydraConfig.get()
+    groups = [f"{group}={app.runtime.choices[group]}" for group in GROUPS_THAT_NAME_A_RUN]
+    plain = compose("train", [*groups, f"study={config.study}", f"seed={config.seed}"])
+    command = shlex.join(["python", "scripts/train.py", *app.overrides.task])
+    log.info("%s", directory.path)
+    run(config, plain, directory, command)
 
 
 GROUPS_THAT_NAME_A_RUN = ("task", "attention", "protocol")

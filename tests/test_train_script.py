@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,26 +112,59 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(command, tmp_path
     assert not list(killed.glob("*.tmp*"))
 
 
-def test_ctrl_c_saves_and_leaves_a_run_that_goes_on(command, tmp_path):
-    long = (
+@pytest.fixture
+def start_long_run(command, tmp_path):
+    """Starts a run that saves at each step, and waits until it trains."""
+    started = []
+    overrides = (
         "trainer.max_steps=100000",
         "trainer.check_steps=50000",
         "trainer.checkpoint_minutes=0.0",
     )
+
+    def start():
+        process = subprocess.Popen(
+            command(*overrides),
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        while last_step(run_directory(tmp_path, "adhoc")) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        return process
+
+    yield start, command(*overrides)
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 128 + 15), (signal.SIGUSR2, 128 + signal.SIGUSR2)],
+)
+def test_a_signal_pauses_a_run(start_long_run, tmp_path, signum, status):
+    start, _ = start_long_run
     directory = run_directory(tmp_path, "adhoc")
-    process = subprocess.Popen(
-        command(*long), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    while last_step(directory) < 2 and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process = start()
+    process.send_signal(signum)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode != 0
+    assert process.returncode == status, output
     assert "the same command goes on from there" in output
     assert read_record(directory)["status"] == "paused"
-    step = last_step(directory)
-    execute(command(*long, f"trainer.pause_at_step={step + 2}"), tmp_path)
-    assert last_step(directory) == step + 2
+
+
+def test_a_second_process_in_the_directory_is_told_who_runs_there(start_long_run, tmp_path):
+    start, same_command = start_long_run
+    process = start()
+    message = f"in use by process {process.pid} on {socket.gethostname()}, since 20"
+    output = execute(same_command, tmp_path, expected=1)
+    assert message in output
+    assert "Traceback" not in output
+    assert process.poll() is None
+    assert read_record(run_directory(tmp_path, "adhoc"))["status"] == "running"
 
 
 def test_a_diverging_run_is_recorded_and_the_sweep_goes_on(command, tmp_path):

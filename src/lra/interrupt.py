@@ -1,21 +1,34 @@
 """Stopping at a step boundary when a signal asks for it."""
 
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupt:
-    """Context in which the first SIGINT or SIGTERM only sets a flag.
+    """Context in which SIGINT, SIGTERM and SIGUSR2 only set a flag.
 
     The loop asks `requested` at each step boundary, saves, and calls `deliver`, which hands the
-    signal to the handler that was there before. A second signal is delivered at once.
+    signals to the handlers that were there before: those of a cluster's launcher, or python's.
+    Whoever presses Ctrl-C again, a second later or more, does not wait for the step.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._signum: int = signal.SIGINT
+        self.ended_run = False
+        """Whether a handler to which a signal was delivered raised."""
+        self._pending: list[int] = []
+        self._first_at = 0.0
+        self._previous: dict[signal.Signals, Handler] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal waits to be delivered."""
+        return bool(self._pending)
 
     def __enter__(self) -> "Interrupt":
         self._previous = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
@@ -27,19 +40,31 @@ class Interrupt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._restore()
+        for signum, handler in self._previous.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        if error is None:
+            self.deliver()  # what came after the last step
 
     def deliver(self) -> None:
-        """Hand the signal on: KeyboardInterrupt for SIGINT, unless something else was set up."""
-        self._restore()
-        signal.raise_signal(self._signum)
+        """Hand the signals on; returns if their handlers do, and training is to continue.
 
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+        SIGINT raises KeyboardInterrupt unless something else was set up. Where the system would
+        end the process, SystemExit does, with the status that a shell reports for the signal.
+        """
+        while self._pending:
+            signum = self._pending.pop(0)
+            handler = self._previous[signal.Signals(signum)]
+            self.ended_run = True
+            if callable(handler):
+                handler(signum, None)
+            elif handler != signal.SIG_IGN:
+                raise SystemExit(128 + signum)
+            self.ended_run = False
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._signum = signum
-        if self.requested:
+        now = time.monotonic()
+        if not self._pending:
+            self._first_at = now
+        self._pending.append(signum)
+        if signum == signal.SIGINT and now - self._first_at > 1:
             self.deliver()
-        self.requested = True

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from lra.lock import Lock, Owner
+
 SCHEMA_VERSION = 1
 
 Config = dict[str, Any]
@@ -41,7 +43,10 @@ class RunIdentity:
 
 
 class RunDirectory:
-    """A directory belongs to one configuration: its run can be resumed, never mixed."""
+    """A directory belongs to one configuration: its run can be resumed, never mixed.
+
+    Whoever runs in it holds `lock`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,6 +54,11 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.last = path / "last.pt"
         self.best = path / "best.pt"
+        self.lock = Lock(path / "lock")
+
+    def owner(self) -> Owner | None:
+        """The process that runs here now, if any."""
+        return self.lock.owner()
 
     def check_owner(self, config: DictConfig) -> Status | None:
         """The status of the run that is here, None if there is none.

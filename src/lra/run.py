@@ -67,7 +67,10 @@ def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command:
     try:
         train_and_test(trainer, tracker, record)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        # a cluster's handler may raise what looks like a failure, once it has the job queued again
+        interrupted = trainer.interrupt.ended_run or isinstance(
+            error, KeyboardInterrupt | SystemExit
+        )
         record["status"] = "paused" if interrupted else "failed"
         if not interrupted:
             record["failure"] = {"type": type(error).__name__, "message": str(error)}

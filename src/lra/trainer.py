@@ -89,6 +89,7 @@ class Trainer:
         self.directory = directory
         self.metrics = MetricsFile(directory.metrics)
         self.device = device
+        self.interrupt = Interrupt()
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
@@ -101,14 +102,14 @@ class Trainer:
         """Train until a rule stops it, and say which; goes on from `last.pt` where there is one.
 
         Every check goes to `metrics.jsonl` and to the tracker.
-        Raises `NonFiniteLossError` when training diverges. SIGINT and SIGTERM save first.
+        Raises `NonFiniteLossError` when training diverges. What `Interrupt` catches saves first.
         """
         if self.directory.last.exists():
             self.load()
         else:
             self.metrics.keep_until(0)
         first_step = self.progress.step
-        with Interrupt() as interrupt, self._progress_bar() as bar:
+        with self.interrupt as interrupt, self._progress_bar() as bar:
             self.timer.mark()
             while (reason := self.stop_reason()) is None:
                 if self._is_memory_step(first_step):
@@ -119,20 +120,16 @@ class Trainer:
                     self.train_step()
                 self.timer.mark()
                 bar.update()
-                step = self.progress.step
+                step, is_interrupted = self.progress.step, interrupt.requested
                 if step % REPORT_STEPS == 0:
                     bar.set_postfix(loss=f"{self.mean_loss():.3f}")
                 if step % self.settings.check_steps == 0 or step == self.settings.max_steps:
                     self.check(tracker)
                     self.save()
-                elif (
-                    interrupt.requested
-                    or step == self.settings.pause_at_step
-                    or self._save_is_due()
-                ):
+                elif is_interrupted or step == self.settings.pause_at_step or self._save_is_due():
                     self.save()
-                if interrupt.requested:
-                    log.warning("stopped at step %d; the same command goes on from there", step)
+                if is_interrupted:
+                    log.warning("saved at step %d; the same command goes on from there", step)
                     interrupt.deliver()
         return reason
 
