@@ -19,6 +19,8 @@ from lra.study.plan import UNFINISHED, Job, state_of
 MIN_SECONDS = 30.0
 """A run is not begun with less time than this: loading alone takes seconds."""
 
+HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR"
+
 Slot = Mapping[str, str]
 """Environment variables of a process that runs one job after the other."""
 
@@ -110,8 +112,9 @@ class Runner:
             returncode = process.wait()
             self._processes.discard(process)
             errors.seek(0)
-            lines = errors.read().strip().splitlines()
-        return Ending(job, time.monotonic() - start, returncode, lines[-1] if lines else "")
+            said = [line for line in errors if line.strip() and not line.startswith(HYDRA_HINT)]
+        complaint = said[-1].strip() if said else ""
+        return Ending(job, time.monotonic() - start, returncode, complaint)
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
