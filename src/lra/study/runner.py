@@ -19,7 +19,7 @@ from lra.study.plan import UNFINISHED, Job, state_of
 MIN_SECONDS = 30.0
 """A run is not begun with less time than this: loading alone takes seconds."""
 
-HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR"
+HYDRA_LINES = ("Error executing job", "Set the environment variable", "full_key")
 
 Slot = Mapping[str, str]
 """Environment variables of a process that runs one job after the other."""
@@ -56,7 +56,7 @@ class Ending:
     seconds: float
     returncode: int
     complaint: str
-    """The last line it wrote to stderr."""
+    """What it wrote to stderr."""
 
 
 @dataclass
@@ -112,8 +112,9 @@ class Runner:
             returncode = process.wait()
             self._processes.discard(process)
             errors.seek(0)
-            said = [line for line in errors if line.strip() and not line.startswith(HYDRA_HINT)]
-        complaint = said[-1].strip() if said else ""
+            complaint = " ".join(
+                line.strip() for line in errors if not line.startswith(HYDRA_LINES)
+            )
         return Ending(job, time.monotonic() - start, returncode, complaint)
 
     @contextmanager
