@@ -25,10 +25,10 @@ def read_records(root: Path) -> dict[Path, Record]:
     records = {path.parent: read_record(path.parent) for path in paths}
     seen: dict[str, Path] = {}
     for path, record in records.items():
-        key = _identity(record)
+        key, file = _identity(record), RunDirectory(path).record
         if key in seen:
-            raise ValueError(f"{seen[key]} and {path} hold the same run; delete one of them")
-        seen[key] = path
+            raise ValueError(f"{seen[key]} and {file} hold the same run; delete one of them")
+        seen[key] = file
     return records
 
 
