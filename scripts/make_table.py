@@ -36,7 +36,7 @@ def main() -> int:
     try:
         records = read_records(options.records / options.study)
         options.out.mkdir(parents=True, exist_ok=True)
-        stem = options.out / f"{options.study}_{options.table}"
+        stem = options.out / f"{options.study}_table_{options.table}"
         text, files = WRITERS[options.table](records, stem, options.beside)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

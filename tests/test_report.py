@@ -174,5 +174,5 @@ def test_an_empty_study_is_no_table(tmp_path):
 def test_the_picture_is_drawn_also_where_a_run_has_failed(study, tmp_path):
     failed = make_record("softmax", status="failed", failure={"type": "X"}, result={}, cost={})
     records = read_records(study(make_record(), failed, make_record("v_mean")))
-    draw_comparison(tmp_path / "out.png", group(records), records)
+    draw_comparison(tmp_path / "out", group(records), records)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

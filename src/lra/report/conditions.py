@@ -82,8 +82,8 @@ class Recipe:
     overrides: tuple[str, ...]
 
     @classmethod
-    def of(cls, record: Record) -> "Recipe":
-        """The recipe of one run."""
+    def of(cls, record: Record, besides: tuple[str, ...] = ()) -> "Recipe":
+        """The recipe of one run, without the keys `besides`."""
         data = record["data"]
         return cls(
             task=record["config"]["choices"]["task"],
@@ -94,7 +94,7 @@ class Recipe:
             overrides=tuple(
                 f"{key}={value}"
                 for key, value in sorted(record["overrides"].items())
-                if not key.startswith(NO_PART_OF_A_RECIPE)
+                if not key.startswith((*NO_PART_OF_A_RECIPE, *besides))
             ),
         )
 
@@ -119,15 +119,15 @@ def variant_name(record: Record) -> str:
     return " ".join([record["attention"], *changed])
 
 
-def shared_recipe(records: Mapping[Path, Record]) -> Recipe:
-    """The recipe of all runs on one task.
+def shared_recipe(records: Mapping[Path, Record], besides: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of all runs on one task; they may differ in the keys `besides`.
 
     Raises `ValueError`, naming what differs and in which runs, where they have more than one.
     """
     (first, record), *others = records.items()
-    recipe = Recipe.of(record)
+    recipe = Recipe.of(record, besides)
     for path, other in others:
-        for name, ours, theirs in _differences(recipe, Recipe.of(other)):
+        for name, ours, theirs in _differences(recipe, Recipe.of(other, besides)):
             raise ValueError(
                 f"runs on {record['task']} differ in {name}: {ours} in {first}, {theirs} in "
                 f"{path}; they do not belong in one table: give one of them another study=NAME"
