@@ -11,21 +11,25 @@ from lra.report.figures import draw_comparison
 from lra.report.records import read_records
 
 
-def make_record(attention="skeinformer", seed=0, **changes):
+def make_record(attention="skeinformer", seed=0, task="listops", **changes):
     record = {
         "schema_version": 1,
         "status": "completed",
         "study": "s",
-        "task": "listops",
+        "task": task,
         "attention": attention,
         "seed": seed,
         "protocol": {"name": "clean", "overrides": {}},
         "overrides": {},
         "command": "python scripts/train.py",
-        "config": {"num_features": 256, "trainer": {"batch_size": 4, "max_steps": 24}},
+        "config": {
+            "choices": {"task": task},
+            "num_features": 256,
+            "trainer": {"batch_size": 4, "max_steps": 24},
+        },
         "git": {"commit": "c" * 40, "dirty": False},
-        "environment": {"device": "CPU", "num_threads": 2, "precision": "fp32"},
-        "data": {"source_kind": "regenerated", "sha256": "d" * 64},
+        "environment": {"device": "CPU", "num_threads": 2, "precision": "fp32", "torch": "2.13.0"},
+        "data": {"source_kind": "regenerated", "sha256": "d" * 64, "val_is_test": False},
         "num_parameters": 12345,
         "result": {
             "headline": "best",
@@ -131,7 +135,7 @@ def test_a_stand_in_stands_under_its_own_name(study):
 
 
 def test_the_csv_names_run_commit_and_command(study, tmp_path):
-    folder = study(make_record(), make_record("softmax", cost={}, result={}))
+    folder = study(make_record(), make_record("softmax", status="running", cost={}, result={}))
     write_csv(tmp_path / "out.csv", read_records(folder))
     with (tmp_path / "out.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
@@ -148,6 +152,10 @@ def test_the_csv_names_run_commit_and_command(study, tmp_path):
         ("{}", "schema_version=None"),
         (json.dumps(make_record(schema_version=99)), "schema_version=99"),
         (json.dumps(make_record(data={})), "lacks data.source_kind"),
+        (json.dumps(make_record(result={})), "is completed, but has result.best_val_accuracy=None"),
+        (json.dumps(make_record(status="failed")), "is failed, but says not how"),
+        (json.dumps(make_record(status="done")), "status=done, not one of running, paused, compl"),
+        (json.dumps(make_record()), "hold the same run; delete one of them"),
     ],
 )
 def test_a_record_that_cannot_be_trusted_is_refused_by_name(study, text, message):
@@ -166,5 +174,5 @@ def test_an_empty_study_is_no_table(tmp_path):
 def test_the_picture_is_drawn_also_where_a_run_has_failed(study, tmp_path):
     failed = make_record("softmax", status="failed", failure={"type": "X"}, result={}, cost={})
     records = read_records(study(make_record(), failed, make_record("v_mean")))
-    draw_comparison(tmp_path / "out.png", group(records), records)
+    draw_comparison(tmp_path / "out", group(records), records)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

@@ -210,7 +210,7 @@ def test_an_output_that_cannot_be_written_is_one_line(command, tmp_path, flags):
 
 
 def test_core_trains_without_trackers_readers_or_plots_installed(command, tmp_path):
-    blocked = ("wandb", "matplotlib", "tensorflow_datasets", "tabulate")
+    blocked = ("wandb", "matplotlib", "scipy", "tensorflow_datasets", "tabulate")
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n"
     )

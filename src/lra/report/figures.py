@@ -1,27 +1,27 @@
-"""Pictures of a study, readable in black and white and by colour-blind people."""
+"""The runs of a study at a glance: learning, time of a step, memory; a row a setting."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lra.record import Record
-from lra.report.comparison import Setting
+from lra.report.comparison import Setting, write_csv
 from lra.report.records import read_metrics
+from lra.report.style import declutter, save, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Okabe and Ito's palette, and a marker for each color; both repeat after eight variants."""
-
 
 def draw_comparison(
-    path: Path,
+    stem: Path,
     settings: Mapping[Setting, Mapping[str, list[Path]]],
     records: Mapping[Path, Record],
-) -> None:
-    """A row a setting: validation accuracy against training time, seconds a step, peak memory."""
+) -> list[Path]:
+    """A row a setting: validation accuracy against training time, seconds a step, peak memory.
+
+    Written as PDF and PNG beside a CSV of the runs; the curves stand in their `metrics.jsonl`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.9 * len(settings)), dpi=120, layout="constrained")
@@ -41,34 +41,34 @@ def draw_comparison(
             _draw_bars(axis, done, records, key, scale)
             axis.set_xlabel(unit)
             axis.set_title(f"batch {setting.batch_size}", loc="left")
-    figure.savefig(path)
-
-
-def style(variants: Mapping[str, object], name: str) -> tuple[str, str]:
-    """Color and marker of a variant: its place in the study decides."""
-    place = list(variants).index(name)
-    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+    write_csv(stem.with_suffix(".csv"), records)
+    return [stem.with_suffix(".csv"), *save(figure, stem)]
 
 
 def _draw_curves(
     axis: "Axes", variants: Mapping[str, list[Path]], records: Mapping[Path, Record]
 ) -> None:
     for name, paths in variants.items():
-        color, marker = style(variants, name)
+        style = style_of(name, list(variants))
         for path in paths:
             checks = read_metrics(path)
             seconds = [check["time/train_seconds"] for check in checks]
-            percent = [100 * (check["val/accuracy"] or 0.0) for check in checks]
+            percent = [100 * check["val/accuracy"] for check in checks]
             label = name if path == paths[0] else None
-            axis.plot(seconds, percent, color=color, marker=marker, ms=4, lw=1.5, label=label)
-    baseline = max(
+            axis.plot(
+                seconds, percent, color=style.color, ls=style.line, marker=style.marker, ms=4,
+                lw=1.5, label=label,
+            )  # fmt: skip
+    baselines = [
         100 * records[p]["result"]["test_constant_accuracy"] for v in variants.values() for p in v
-    )
-    axis.axhline(baseline, color="#666666", ls=":", lw=1, label="always one class")
+    ]
+    if baselines:
+        axis.axhline(max(baselines), color="#666666", ls=":", lw=1, label="always one class")
     axis.set_xlabel("training seconds")
     axis.set_ylabel("validation accuracy, %")
-    axis.legend(frameon=False, fontsize="small")
-    _declutter(axis)
+    if baselines:
+        axis.legend(frameon=False, fontsize="small")
+    declutter(axis)
 
 
 def _draw_bars(
@@ -83,7 +83,7 @@ def _draw_bars(
         if not costs:
             continue
         mean = sum(cost[key] for cost in costs) / len(costs) * scale
-        axis.barh(place, mean, color=style(variants, name)[0], height=0.65)
+        axis.barh(place, mean, color=style_of(name, list(variants)).color, height=0.65)
         end = mean
         if key == "seconds_per_step_median" and costs[0]["seconds_per_step_quartiles"][1]:
             quartiles = costs[0]["seconds_per_step_quartiles"]
@@ -93,10 +93,4 @@ def _draw_bars(
     axis.set_yticks(range(len(variants)), list(variants))
     axis.invert_yaxis()
     axis.margins(x=0.15)
-    _declutter(axis)
-
-
-def _declutter(axis: "Axes") -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="x", color="#dddddd", lw=0.6)
-    axis.set_axisbelow(True)
+    declutter(axis)

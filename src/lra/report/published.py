@@ -47,14 +47,14 @@ class Published:
         found = blocks()[self.block]
         return "; ".join(part for part in (found["source"], found.get("note")) if part)
 
-    def accuracy(self, row: str | None, task: str) -> float | None:
+    def accuracy(self, row: str | None, task: str | None) -> float | None:
         """Percent; `average` is the plain mean of the five tasks. None where not published."""
         if task == "average":
             values = [self.accuracy(row, name) for name in TASKS]
             known = [value for value in values if value is not None]
             return sum(known) / len(TASKS) if len(known) == len(TASKS) else None
         figures = blocks()[self.block]["rows"].get(row, {})
-        value: float | None = figures.get(task)
+        value: float | None = figures.get(task) if task else None
         return value
 
     def other_rows(self) -> list[str]:
