@@ -19,7 +19,8 @@ SELF_TEST = """
 <script>
 window.addEventListener("load", () => {
   const head = [...document.querySelectorAll("#results ~ .scroll th")][2];
-  const column = () => [...head.closest("table").tBodies[0].rows].map(row => row.cells[2].innerText);
+  const rows = head.closest("table").tBodies[0].rows;
+  const column = () => [...rows].map(row => row.cells[2].innerText);
   head.click(); const first = column(); head.click(); const second = column();
   const broken = [...document.querySelectorAll("a[href^='#']")]
     .filter(link => !document.getElementById(link.hash.slice(1)));

@@ -27,7 +27,8 @@ def learning_curves(table: AccuracyTable, column: Column) -> str | None:
     variants = list(table.rows)
     for variant in variants:
         cell = table.cells.get((variant, column.name))
-        for path, record in cell.runs.items() if cell else ():
+        runs = {} if cell is None else cell.runs
+        for path, record in runs.items():
             checks = read_metrics(path)
             if not checks:
                 continue
@@ -37,7 +38,7 @@ def learning_curves(table: AccuracyTable, column: Column) -> str | None:
                 customdata=[[c["step"], 100 * c["val/accuracy"]] for c in checks],
                 hovertemplate="step %{customdata[0]}, %{x:.0f} s<br>validation loss %{y:.4f}, "
                 "accuracy %{customdata[1]:.2f} %",
-                name=table.rows[variant].removeprefix("· ") + _seed(record, len(cell.runs)),
+                name=table.rows[variant].removeprefix("· ") + _seed(record, len(runs)),
                 mode="lines+markers",
                 **_look(variant, variants),
             )
