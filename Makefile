@@ -1,12 +1,13 @@
-# `make help` lists the targets. PYTHON, VENV and TORCH can be set: make setup TORCH=torch==2.14.1
+# `make help` lists the targets. PYTHON, VENV, TORCH and STUDY can be set: make setup TORCH=torch==2.14.1
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
+STUDY ?= table1
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test demo clean
+.PHONY: help setup lint format type test demo table1 figure2 figure3 tradeoff clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,7 +39,20 @@ demo: $(READY)  ## the main job: ListOps, four variants, tables and a picture
 	$(BIN)/python scripts/prepare_data.py task=listops_short
 	$(BIN)/python scripts/train.py -m experiment=demo_efficiency
 	$(BIN)/python scripts/train.py -m experiment=demo_learning
-	$(BIN)/python scripts/compare.py --study demo
+	$(BIN)/python scripts/make_table.py runs --study demo
+	$(BIN)/python scripts/make_figure.py runs --study demo
+
+table1: $(READY)  ## accuracy, from whatever runs STUDY (table1) has
+	$(BIN)/python scripts/make_table.py 1 --study $(STUDY)
+
+figure2: $(READY)  ## validation loss against time, from the runs of STUDY
+	$(BIN)/python scripts/make_figure.py 2 --study $(STUDY)
+
+figure3: $(READY)  ## batch size and learning rate, from the runs of figure3
+	$(BIN)/python scripts/make_figure.py 3 --study figure3
+
+tradeoff: $(READY)  ## accuracy, time and memory, from the runs of STUDY
+	$(BIN)/python scripts/make_figure.py tradeoff --study $(STUDY)
 
 clean:  ## remove the environment and caches; data and outputs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

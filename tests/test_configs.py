@@ -3,11 +3,16 @@
 import pytest
 import torch
 from conftest import ATTENTIONS, ROOT, TASKS
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, instantiate
 
 from attention.base import AttentionDims
 from lra.model import Classifier
 from lra.provenance import governed_keys, overrides
+from lra.report.rows import TASKS as FIVE_TASKS
+from lra.report.rows import paper_rows
 from lra.run import refuse_false_label
 from lra.tasks.store import Sequences, write_store
 
@@ -73,6 +78,43 @@ def test_every_experiment_expands_to_runs_that_compose(compose_run, path):
     instantiate(config.trainer)
     [sweep] = [line.split("-m ")[1] for line in path.read_text().splitlines() if " -m " in line]
     assert sweep == f"experiment={path.stem}"
+
+
+def sweep(*command):
+    """The runs of `train.py -m`, in order, each as a mapping of its overrides."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", command[:1], return_hydra_config=True)
+    params = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *command])
+    [runs] = BasicSweeper.split_arguments(parsed, None)
+    return [dict(override.split("=", 1) for override in run) for run in runs]
+
+
+@pytest.mark.parametrize("experiment", ["table1", "table1_paper"])
+def test_table_1_is_five_tasks_sixteen_rows_three_seeds_the_first_seed_first(experiment):
+    runs = sweep(f"experiment={experiment}")
+    rows = set(paper_rows("paper" if "paper" in experiment else "clean"))
+    for seed in range(3):
+        block = runs[80 * seed : 80 * (seed + 1)]
+        assert {run["seed"] for run in block} == {str(seed)}
+        assert {(r["task"], r["attention"]) for r in block} == {
+            (task, attention) for task in FIVE_TASKS for attention in rows
+        }
+    assert len(runs) == 240
+
+
+def test_table_1_is_narrowed_and_widened_on_the_command_line():
+    runs = sweep("experiment=table1", "task=listops", "attention=skeinformer,mine", "seed=0,1,2,3")
+    assert len(runs) == 8
+    assert {run["attention"] for run in runs[:2]} == {"skeinformer", "mine"}
+
+
+def test_the_runs_of_figure_3_have_directories_of_their_own(compose_run):
+    names = {
+        compose_run("experiment=figure3", "task=text", *(f"{k}={v}" for k, v in run.items())).name
+        for run in sweep("experiment=figure3")
+    }
+    assert len(names) == 18
 
 
 @pytest.mark.parametrize("attention", [a for a in ATTENTIONS if a.startswith("skeinformer_")])

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from attention.conformance.subject import Subject
 from attention.conformance.suite import PROPERTIES, examine
+from lra.report.published import PUBLISHED
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -21,12 +23,12 @@ MAKE = sorted({line for line in COMMANDS if line.startswith("make ")})
 TRAIN = [line for line in COMMANDS if line.startswith("python scripts/train.py")]
 PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_data.py")]
 CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
-COMPARE = [line for line in COMMANDS if line.startswith("python scripts/compare.py")]
+REPORT = [line for line in COMMANDS if line.startswith("python scripts/make_")]
 OTHER = {"git clone <this repository> lra && cd lra", "source .venv/bin/activate"}
 
 
 def test_every_command_is_known_to_these_tests():
-    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *COMPARE]
+    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT]
     assert set(COMMANDS) - set(known) <= OTHER
     assert {"make demo", "make test"} <= set(MAKE)
     assert len(TRAIN) >= 3
@@ -55,11 +57,20 @@ def test_check_commands_name_variants(command):
     assert set(names.split(",")) <= {*ATTENTIONS, "mine", "all"}
 
 
-@pytest.mark.parametrize("command", COMPARE)
-def test_compare_commands_name_studies_that_exist_in_conf(command):
-    study = shlex.split(command)[shlex.split(command).index("--study") + 1]
-    experiments = "".join(p.read_text() for p in (ROOT / "conf").rglob("*.yaml"))
-    assert f"study: {study}" in experiments
+@pytest.mark.parametrize("command", REPORT)
+def test_report_commands_are_understood_and_name_studies_of_conf(command, tmp_path):
+    """Without runs they get as far as saying so."""
+    words = shlex.split(command)
+    study = words[words.index("--study") + 1]
+    configurations = "".join(p.read_text() for p in (ROOT / "conf").rglob("*.yaml"))
+    assert f"study: {study}" in configurations
+    run = [sys.executable, str(ROOT / words[1]), *words[2:]]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert f"there are no runs below outputs/{study}" in done.stderr
+
+
+def test_the_readme_lists_every_published_source():
+    assert [f"`{name}`" for name in PUBLISHED if f"`{name}`" not in README] == []
 
 
 def test_the_readmes_variant_keeps_the_contract():

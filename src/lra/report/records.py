@@ -21,7 +21,10 @@ def read_records(root: Path) -> dict[Path, Record]:
     """
     paths = sorted(root.rglob("record.json"))
     if not paths:
-        raise FileNotFoundError(f"there are no runs below {root}")
+        raise FileNotFoundError(
+            f"there are no runs below {root}; a study is run by: "
+            f"python scripts/train.py -m experiment=NAME"
+        )
     records = {path.parent: read_record(path.parent) for path in paths}
     seen: dict[str, Path] = {}
     for path, record in records.items():

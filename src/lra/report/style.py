@@ -19,7 +19,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GRAY, WINE = (
 
 
 class Style(NamedTuple):
-    """Color, marker and line of a variant: any two variants differ in more than color."""
+    """Color, marker and line of a variant: any two of ours differ in marker or line."""
 
     color: str
     marker: str
@@ -54,8 +54,8 @@ def style_of(variant: str, variants: Sequence[str]) -> Style:
     family = next((style for name, style in FAMILIES.items() if variant.startswith(name)), None)
     colors = [style.color for style in FAMILIES.values()]
     color = family.color if family else colors[place % len(colors)]
-    lines = (DASHED, DASH_DOT, DOTTED)
-    return Style(color, OTHER_MARKERS[place % len(OTHER_MARKERS)], lines[place % len(lines)])
+    repeat, shape = divmod(place, len(OTHER_MARKERS))
+    return Style(color, OTHER_MARKERS[shape], (DASHED, DASH_DOT, DOTTED)[repeat % 3])
 
 
 def declutter(axis: "Axes") -> None:
