@@ -110,7 +110,8 @@ def test_the_linformer_package_computes_the_same_with_copied_weights() -> None:
         package.to_out.load_state_dict(ours.project_out.state_dict())
     for length in (LENGTH, 9):
         x = torch.randn(2, length, 8).double()
-        assert_close(ours(x, NO_PADDING[:, :length]), package(x))
+        attended = ours(x.flatten(0, 1), [NO_PADDING[:, :length]]).unflatten(0, (2, length))
+        assert_close(attended, package(x))
 
 
 def test_each_head_and_column_of_the_projection_is_trained() -> None:

@@ -21,6 +21,7 @@ def make_model(num_sequences=1, **changes):
         "num_heads": 2,
         "dropout": 0.0,
         "pooling": "token_mean",
+        "packed": False,
         "activation_checkpointing": False,
     }
     return Classifier(lambda dims: SoftmaxAttention(dims, dropout=0.0), **(arguments | changes))
@@ -102,6 +103,7 @@ def test_a_variant_without_queries_carries_no_weights_for_them():
         num_heads=2,
         dropout=0.0,
         pooling="token_mean",
+        packed=False,
         activation_checkpointing=False,
     )
     counts = [sum(p.numel() for p in m.parameters()) for m in (with_queries, without)]

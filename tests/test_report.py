@@ -115,6 +115,7 @@ def test_a_missing_figure_is_a_dash_and_a_failure_its_name(study):
         ("data", {"source_kind": "official"}),
         ("protocol", {"overrides": {"protocol.pooling": "padded_mean"}}),
         ("overrides", {"trainer.bucket": True}),
+        ("overrides", {"model.packed": True}),
         ("overrides", {"trainer.micro_batch_size": 2}),
         ("config", {"trainer": {"batch_size": 8, "max_steps": 24}}),
     ],

@@ -1,5 +1,6 @@
 """The Transformer encoder of the paper and the classifier on top of it."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -9,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from attention.base import AttentionCore, AttentionDims
 from attention.multihead import MultiHeadAttention
+from lra.dropout import Dropout
+from lra.layout import Layout, packed, padded, sequence_lengths
 
 Pooling = Literal["token_mean", "padded_mean"]
 
@@ -29,21 +32,21 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(embed_dim)
         self.attention = MultiHeadAttention(core, embed_dim)
-        self.attention_dropout = nn.Dropout(dropout)
+        self.attention_dropout = Dropout(dropout)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(embed_dim),
             nn.Linear(embed_dim, hidden_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, embed_dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(
-        self, x: Float[Tensor, "b n e"], token_mask: Bool[Tensor, "b n"]
-    ) -> Float[Tensor, "b n e"]:
-        """One layer."""
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), token_mask))
+        self, x: Float[Tensor, "t e"], token_masks: Sequence[Bool[Tensor, "_ _"]]
+    ) -> Float[Tensor, "t e"]:
+        """One layer, over the sequences of `MultiHeadAttention`."""
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), token_masks))
         return x + self.feed_forward(x)
 
 
@@ -71,7 +74,7 @@ class Encoder(nn.Module):
         self.position_embedding = nn.Embedding(max_seq_len, embed_dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(
                 attention(dims), embed_dim=embed_dim, hidden_dim=hidden_dim, dropout=dropout
@@ -81,24 +84,26 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.activation_checkpointing = activation_checkpointing
 
-    def forward(
-        self, tokens: Int[Tensor, "b n"], token_mask: Bool[Tensor, "b n"]
-    ) -> Float[Tensor, "b n e"]:
+    def forward(self, layout: Layout) -> Float[Tensor, "t e"]:
         """Encode; rows of padding are zero."""
-        positions = self.position_embedding.weight[: tokens.shape[1]]
-        x = self.dropout(self.token_embedding(tokens) + positions)
+        embedded = self.token_embedding(layout.tokens) + self.position_embedding(layout.positions)
+        x = self.dropout(embedded.flatten(0, -2))
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(layer, x, token_mask, use_reentrant=False)
+                x = checkpoint(layer, x, layout.token_masks, use_reentrant=False)
             else:
-                x = layer(x, token_mask)
-        return self.norm(x) * token_mask[..., None]
+                x = layer(x, layout.token_masks)
+        is_token = torch.cat([mask.flatten() for mask in layout.token_masks])
+        x = self.norm(x)
+        return x * is_token[:, None].to(x.dtype)  # a product with booleans is slow on a CPU
 
 
 class Classifier(nn.Module):
     """Encoder, mean over the sequence, and a head of two layers.
 
     Two sequences a and b share the encoder; the head sees [a, b, a b, a - b].
+    `packed`: leave out the padding behind the last token of each sequence. The function is the
+    same, but for the noise: a core that samples draws anew for every length in the batch.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Classifier(nn.Module):
         num_heads: int,
         dropout: float,
         pooling: Pooling,
+        packed: bool,
         activation_checkpointing: bool,
     ) -> None:
         super().__init__()
@@ -134,17 +140,30 @@ class Classifier(nn.Module):
                 f"model.pooling={pooling} is not one of {', '.join(get_args(Pooling))}"
             )
         self.pooling = pooling
+        self.packed = packed
         num_features = embed_dim if num_sequences == 1 else 4 * embed_dim
         self.head = nn.Sequential(
             nn.Linear(num_features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, num_classes)
         )
 
     def forward(
-        self, tokens: Int[Tensor, "b s n"], token_mask: Bool[Tensor, "b s n"]
+        self,
+        tokens: Int[Tensor, "b s n"],
+        token_mask: Bool[Tensor, "b s n"],
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "b c"]:
-        """Logits of the classes."""
-        encoded = self.encoder(tokens.flatten(0, 1), token_mask.flatten(0, 1))
-        pooled = encoded.sum(1) / self.num_pooled(token_mask.flatten(0, 1))
+        """Logits of the classes.
+
+        `lengths` are those of `sequence_lengths`; packed computation, without them, has to read
+        the mask, for which the host waits for a GPU.
+        """
+        flat_tokens, flat_mask = tokens.flatten(0, 1), token_mask.flatten(0, 1)
+        if self.packed:
+            lengths = sequence_lengths(token_mask) if lengths is None else lengths
+            layout = packed(flat_tokens, flat_mask, lengths)
+        else:
+            layout = padded(flat_tokens, flat_mask)
+        pooled = layout.sums(self.encoder(layout)) / self.num_pooled(flat_mask)
         pooled = pooled.unflatten(0, tokens.shape[:2])  # b s e
         if pooled.shape[1] == 1:
             return self.head(pooled[:, 0])

@@ -15,6 +15,7 @@ from lra.checkpoint import seed_everything
 from lra.correctness import write_correct
 from lra.evaluate import Evaluation
 from lra.model import Classifier
+from lra.padding import refuse_shorter_padding
 from lra.paths import REPOSITORY
 from lra.record import SCHEMA_VERSION, Record, RunDirectory, RunIdentity, Status, to_dict
 from lra.tasks.base import Examples, Split, Task
@@ -105,11 +106,6 @@ def choose_device(name: str) -> torch.device:
 
 def build_model(config: DictConfig, task: Task) -> Classifier:
     """The classifier, with the configured attention in every layer."""
-    if config.trainer.bucket and config.model.pooling == "padded_mean":
-        raise ValueError(
-            "trainer.bucket=true changes the padded length that model.pooling=padded_mean divides "
-            "by; use trainer.bucket=false"
-        )
     model: Classifier = instantiate(config.model)(
         instantiate(config.attention),
         vocab_size=task.vocab_size,
@@ -117,6 +113,7 @@ def build_model(config: DictConfig, task: Task) -> Classifier:
         num_sequences=task.num_sequences,
         num_classes=task.num_classes,
     )
+    refuse_shorter_padding(instantiate(config.trainer), model)
     return model
 
 

@@ -167,7 +167,7 @@ class Trainer:
         for piece in split(self.settings.micro_batch_size):
             part = piece.to(self.device)
             with self.autocast:
-                logits = self.model(part.tokens, part.token_mask)
+                logits = self.model(part.tokens, part.token_mask, piece.lengths())
             loss = F.cross_entropy(logits.float(), part.labels, reduction="sum")
             self.scaler.scale(loss / len(batch)).backward()
             num_correct = (logits.detach().argmax(-1) == part.labels).sum()

@@ -13,6 +13,7 @@ from lra.record import Record
 MISSING = "—"
 EXECUTION_KEYS = (
     "model.activation_checkpointing",
+    "model.packed",
     "trainer.bucket",
     "trainer.compile",
     "trainer.eval_batch_size",

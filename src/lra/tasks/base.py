@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from lra.layout import sequence_lengths
+
 Split = Literal["train", "val", "test"]
 
 
@@ -34,6 +36,10 @@ class Batch:
             self.labels.to(device, non_blocking=True),
         )
 
+    def lengths(self) -> list[int]:
+        """`sequence_lengths` of the mask; before `to`, it makes no host wait for a GPU."""
+        return sequence_lengths(self.token_mask)
+
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of at most `size` examples, in order."""
         pieces = (self.tokens.split(size), self.token_mask.split(size), self.labels.split(size))
@@ -42,8 +48,7 @@ class Batch:
     def widths(self) -> Int[Tensor, " b"]:
         """What each example is padded to in a bucket: the next power of two of its length."""
         max_seq_len = self.tokens.shape[-1]
-        numbered = self.token_mask * torch.arange(1, max_seq_len + 1)
-        lengths = numbered.amax((1, 2)).clamp_min(1).tolist()  # up to the last token
+        lengths = torch.tensor(self.lengths()).view(len(self), -1).amax(1).tolist()
         return torch.tensor([min(1 << (n - 1).bit_length(), max_seq_len) for n in lengths])
 
     def buckets(self, size: int) -> list["Batch"]:
