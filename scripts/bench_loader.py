@@ -29,7 +29,8 @@ from lra.command_line import parse_overrides
 from lra.measure import synchronize
 from lra.order import DataOrder
 from lra.record import RunDirectory
-from lra.run import SPLITS, build_model, choose_device
+from lra.run import build_model, choose_device
+from lra.run_record import SPLITS
 from lra.tasks.base import Task
 from lra.tasks.preparation import survey
 from lra.trainer import Trainer

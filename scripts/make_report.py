@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lra.record import write_text
+from lra.files import write_text
 from lra.report.page import build_page
 from lra.report.published import PUBLISHED, published
 from lra.report.records import read_records

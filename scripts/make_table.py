@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lra.record import write_text
+from lra.files import write_text
 from lra.report import accuracy_text, comparison
 from lra.report.accuracy import Runs
 from lra.report.accuracy_tables import accuracy_tables

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from lra.ranks import own_rank
+
 
 class WritableOutput(Callback):
     """Ends the program with one line where the output cannot be written.
@@ -20,6 +22,11 @@ class WritableOutput(Callback):
         refuse_unwritable(Path(config.hydra.sweep.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if own_rank().world_size > 1:
+            sys.exit(
+                "torchrun starts the processes of one run: leave out -m; for a sweep of such runs "
+                "a launcher starts them, hydra.launcher.tasks_per_node=N with submitit"
+            )
         refuse_unwritable(Path(config.hydra.sweep.dir))
 
 

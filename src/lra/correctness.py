@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from lra.record import Record, RunDirectory, write_bytes
+from lra.files import write_bytes
+from lra.record import Record, RunDirectory
 
 Correct = Bool[np.ndarray, " n"]
 FILE_NAME = "test_correct.npz"

@@ -1,50 +1,97 @@
 """One run: from a composed configuration to a finished record."""
 
 import logging
-import secrets
+import math
+import os
 import statistics
-from collections.abc import Mapping
+import time
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lra import provenance
-from lra.checkpoint import seed_everything
+from lra.checkpoint import seed_everything, seed_of_process
 from lra.correctness import write_correct
+from lra.distributed import OneProcess, joined_processes
 from lra.evaluate import Evaluation
 from lra.model import Classifier
 from lra.padding import refuse_shorter_padding
-from lra.paths import REPOSITORY
-from lra.record import SCHEMA_VERSION, Record, RunDirectory, RunIdentity, Status, to_dict
-from lra.tasks.base import Examples, Split, Task
-from lra.tracker import Tracker
+from lra.ranks import own_rank
+from lra.record import Record, RunDirectory
+from lra.run_record import (
+    SPLITS,
+    describe_data,
+    identify,
+    refuse_other_data,
+    refuse_other_world_size,
+    start_record,
+)
+from lra.tasks.base import Task
+from lra.tracker import NullTracker, Tracker
 from lra.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command: str) -> Record:
     """Train, test, and leave everything in `directory`, going on with what is there.
 
     `plain` is the composition of the same task, protocol and attention without further overrides:
-    what differs from it is recorded. A failure is recorded and raised.
+    what differs from it is recorded. A failure is recorded and raised. Of several processes each
+    runs this; the first one writes.
     """
+    deadline = time.monotonic() + 60 * (config.trainer.time_budget_minutes or math.inf)
+    follow_allotted_threads()
     device = choose_device(config.device)
+    with joined_processes(device) as processes:
+        trainer, record = prepare(config, plain, directory, command, device, processes, deadline)
+        if not processes.is_first:
+            train_and_test(trainer, NullTracker(), record)
+            return record
+        directory.begin(record)
+        tracker: Tracker = instantiate(config.tracker)(
+            directory=directory.path, config=record["config"], identity=identify(config, record)
+        )
+        try:
+            train_and_test(trainer, tracker, record)
+        except BaseException as error:
+            record_failure(record, error, trainer)
+            try:
+                directory.write(record)
+            except OSError as second:
+                log.error("the record still says that the run is under way: %s", second)
+            tracker.finish(record)
+            raise
+        directory.write(record)
+        tracker.finish(record)
+    return record
+
+
+def prepare(
+    config: DictConfig,
+    plain: DictConfig,
+    directory: RunDirectory,
+    command: str,
+    device: torch.device,
+    processes: OneProcess,
+    deadline: float,
+) -> tuple[Trainer, Record]:
+    """Everything that can be refused before the run takes its directory."""
     seed_everything(config.seed)
     task: Task = instantiate(config.task)
     refuse_false_label(task, config.label, config.choices.task)
     examples = {split: task.examples(split) for split in SPLITS}
     model = build_model(config, task)
-    resume = directory.read() if directory.record.exists() else None
+    resume = processes.from_first(lambda: directory.read() if directory.record.exists() else None)
     record = start_record(config, plain, command, device, resume)
     record["data"] |= describe_data(task, examples)
     record["num_parameters"] = sum(p.numel() for p in model.parameters())
     if resume is not None:
         refuse_other_data(resume, record, directory)
+        refuse_other_world_size(resume, processes.rank.world_size, directory)
+    if not processes.is_first:  # the weights are the first one's, dropout and samples are not
+        seed_everything(seed_of_process(config.seed, processes.rank.rank))
     trainer = Trainer(
         instantiate(config.trainer),
         model=model,
@@ -54,33 +101,27 @@ def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command:
         directory=directory,
         device=device,
         seed=config.seed,
+        processes=processes,
+        deadline=deadline,
     )
-    directory.begin(record)
-    tracker: Tracker = instantiate(config.tracker)(
-        directory=directory.path,
-        config=record["config"],
-        identity=RunIdentity(
-            study=config.study,
-            name=config.name,
-            tags=(record["task"], record["attention"], record["protocol"]["name"]),
-            run_id=record["run_id"],
-        ),
-    )
-    try:
-        train_and_test(trainer, tracker, record)
-    except BaseException as error:
-        # a cluster's handler may raise what looks like a failure, once it has the job queued again
-        interrupted = trainer.interrupt.ended_run or isinstance(
-            error, KeyboardInterrupt | SystemExit
-        )
-        record["status"] = "paused" if interrupted else "failed"
-        if not interrupted:
-            record["failure"] = {"type": type(error).__name__, "message": str(error)}
-        raise
-    finally:
-        directory.write(record)
-        tracker.finish(record)
-    return record
+    return trainer, record
+
+
+def record_failure(record: Record, error: BaseException, trainer: Trainer) -> None:
+    """Say in the record why a run ends before it is completed."""
+    # a cluster's handler may raise what looks like a failure, once it has the job queued again
+    if trainer.interrupt.ended_run or isinstance(error, KeyboardInterrupt | SystemExit):
+        record["status"] = "paused"
+        return
+    record["status"] = "failed"
+    record["failure"] = {"type": type(error).__name__, "message": str(error)}
+
+
+def follow_allotted_threads() -> None:
+    """Use the processors that SLURM has given to this task, unless OMP_NUM_THREADS decides."""
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK")
+    if allotted is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(int(allotted))
 
 
 def refuse_false_label(task: Task, label: str, task_choice: str) -> None:
@@ -93,9 +134,11 @@ def refuse_false_label(task: Task, label: str, task_choice: str) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one, else the CPU."""
+    """`auto` is the GPU if there is one, else the CPU; of several processes each has its own."""
     if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{own_rank().local_rank % torch.cuda.device_count()}"
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -121,9 +164,12 @@ def train_and_test(trainer: Trainer, tracker: Tracker, record: Record) -> None:
     """Train until a rule stops it; then read the test split, with the last and the best weights."""
     stopped_by = trainer.fit(tracker)
     record["cost"] = cost(trainer)
-    if stopped_by == "pause":
+    if stopped_by in ("pause", "time_budget"):
         record["status"] = "paused"
-        log.info("paused at step %d; the same command goes on", trainer.progress.step)
+        record["result"]["stopped_by"] = stopped_by
+        log.info(
+            "paused (%s) at step %d; the same command goes on", stopped_by, trainer.progress.step
+        )
         return
     last = trainer.evaluate("test")
     is_last_best = trainer.progress.best_step == trainer.progress.step
@@ -131,8 +177,9 @@ def train_and_test(trainer: Trainer, tracker: Tracker, record: Record) -> None:
         trainer.use_best_weights()
     best = last if is_last_best else trainer.evaluate("test")
     record["result"] = result(trainer, best, last, stopped_by, record["result"]["headline"])
-    answers = {"best": best.correct, "last": last.correct}
-    record["result"]["test_correct"] = write_correct(trainer.directory, answers)
+    if trainer.processes.is_first:
+        answers = {"best": best.correct, "last": last.correct}
+        record["result"]["test_correct"] = write_correct(trainer.directory, answers)
     record["cost"]["test_seconds"] = last.seconds
     record["status"] = "completed"
     log.info(
@@ -185,71 +232,6 @@ def cost(trainer: Trainer) -> dict[str, Any]:
         if is_gpu
         else "torch.profiler, one training step, with weights and optimizer state",
         "batch_size": settings.batch_size,
-        "micro_batch_size": settings.micro_batch_size,
+        "micro_batch_size": trainer.micro_batch.size,
+        "eval_batch_size": trainer.eval_batch.size,
     }
-
-
-def start_record(
-    config: DictConfig,
-    plain: DictConfig,
-    command: str,
-    device: torch.device,
-    resume: Record | None,
-) -> Record:
-    """The record of a run that is about to start, or, given its old record, to go on."""
-    changed = provenance.overrides(config, plain)
-    governed = provenance.governed_keys(plain)
-    environment = provenance.environment(device) | {
-        "precision": config.trainer.precision,
-        "compile": config.trainer.compile,
-        "activation_checkpointing": config.model.activation_checkpointing,
-    }
-    resumes: list[dict[str, Any]] = []
-    if resume is not None:
-        resumes = [*resume["resumes"], {"environment": environment, "command": command}]
-    running: Status = "running"
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": running,
-        "run_id": secrets.token_hex(8) if resume is None else resume["run_id"],
-        "study": config.study,
-        "task": config.label,
-        "attention": config.choices.attention,
-        "seed": config.seed,
-        "protocol": {
-            "name": config.protocol.name,
-            "overrides": {key: value for key, value in changed.items() if key in governed},
-        },
-        "overrides": changed,
-        "command": command if resume is None else resume["command"],
-        "config": to_dict(config),
-        "git": provenance.git_state(REPOSITORY),
-        "environment": environment if resume is None else resume["environment"],
-        "resumes": resumes,
-        "data": {},
-        "num_parameters": None,
-        "result": {"headline": config.protocol.headline},
-        "cost": {},
-        "failure": None,
-    }
-
-
-def describe_data(task: Task, examples: Mapping[Split, Examples]) -> dict[str, Any]:
-    """Which data a run has seen."""
-    return {
-        "source_kind": task.source_kind,
-        "source_name": task.source_name,
-        "sha256": task.fingerprint,
-        **{f"num_{split}": len(examples[split]) for split in SPLITS},
-        "val_is_test": task.val_is_test,
-    }
-
-
-def refuse_other_data(old: Record, new: Record, directory: RunDirectory) -> None:
-    """Raise `ValueError` if the data were replaced since the run began."""
-    theirs, ours = old["data"]["sha256"], new["data"]["sha256"]
-    if theirs != ours:
-        raise ValueError(
-            f"{directory.path} was begun on data with sha256 {theirs}, now it is {ours}; "
-            f"choose another study=NAME, or restore the data"
-        )
