@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from lra.record import RunDirectory, to_dict
+from lra.report.records import ACCURACIES
 from lra.study.archive import export_runs, import_runs
 from lra.study.plan import plan, state_of
 from lra.study.progress import Survey, expected_seconds
@@ -41,6 +42,7 @@ def write_run(job, status, run_id="a", step=10):
         "environment": {},
         "config": to_dict(job.config),
         "data": {"source_kind": "regenerated"},
+        "result": dict.fromkeys(ACCURACIES, 0.5),
         "cost": {"train_seconds": 5.0, "eval_seconds": 2.0, "test_seconds": 1.0},
         "failure": {"type": "ValueError", "message": "lost"} if status == "failed" else None,
     }
