@@ -164,7 +164,8 @@ def test_a_diverged_process_ends_all_of_them(train, tmp_path, monkeypatch):
     forward = Classifier.forward
 
     def poisoned(model, tokens, token_mask, lengths):
-        return forward(model, tokens, token_mask, lengths) * (math.nan if os.environ["RANK"] == "1" else 1)
+        factor = math.nan if os.environ["RANK"] == "1" else 1
+        return forward(model, tokens, token_mask, lengths) * factor
 
     monkeypatch.setattr(Classifier, "forward", poisoned)
     assert train(name="run") == [1, 1]
