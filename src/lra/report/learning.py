@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lra.report.accuracy import AccuracyTable, Column
-from lra.report.published import read
+from lra.report.published import read_shipped
 from lra.report.records import read_metrics
 from lra.report.style import declutter, legend_below, log_scale, save_with_rows, style_of
 
@@ -60,7 +60,9 @@ def learning_rows(table: AccuracyTable, column: Column, variants: Sequence[str])
                     | {"source": "run", "seed": record["seed"], "step": check["step"]}
                     | {"seconds": seconds, "val_loss": check["val/loss"], "run_directory": path}
                 )
-        known = read("published_figures.json")["figure2"]["tasks"].get(column.published_task, {})
+        known = read_shipped("published_figures.json")["figure2"]["tasks"].get(
+            column.published_task, {}
+        )
         if cell and variant in known:
             end = known[variant]
             source = {"source": "NAACL 2022, Figure 2", "seconds": end["end_seconds"]}

@@ -8,7 +8,7 @@ import numpy as np
 
 from lra.record import Record
 from lra.report.conditions import Conditions, shared_recipe, variant_name
-from lra.report.published import read
+from lra.report.published import read_shipped
 from lra.report.style import BLUE, VERMILLION, declutter, log_scale, save_with_rows
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def sensitivity_rows(records: Mapping[Path, Record]) -> list[Row]:
     if not rows:
         raise ValueError("no run is completed: nothing to draw")
     if recipe.task == "text" and not recipe.is_stand_in and variants == {"skeinformer"}:
-        settings = read("published_figures.json")["figure3"]["settings"]
+        settings = read_shipped("published_figures.json")["figure3"]["settings"]
         rows += [{"source": "NAACL 2022, Figure 3"} | setting for setting in settings]
     return rows
 
