@@ -53,9 +53,9 @@ def tradeoff_rows(table: AccuracyTable, column: Column, variants: Sequence[str])
         cell = table.cells.get((variant, column.name))
         if cell is None or cell.score is None:
             continue
-        done = [run["cost"] for run in cell.runs.values() if run["status"] == "completed"]
-        steps = [cost["seconds_per_step_median"] for cost in done]
-        peaks = [cost["peak_allocated_bytes"] for cost in done]
+        done = {path: run for path, run in cell.runs.items() if run["status"] == "completed"}
+        steps = [run["cost"]["seconds_per_step_median"] for run in done.values()]
+        peaks = [run["cost"]["peak_allocated_bytes"] for run in done.values()]
         if None in steps or None in peaks:
             continue
         rows.append(
@@ -68,7 +68,7 @@ def tradeoff_rows(table: AccuracyTable, column: Column, variants: Sequence[str])
                 "seconds_per_step": statistics.fmean(steps),
                 "peak_allocated_bytes": max(peaks),
                 "num_seeds": len(done),
-                "run_directories": ";".join(map(str, cell.runs)),
+                "run_directories": ";".join(map(str, done)),
             }
         )
     return rows
