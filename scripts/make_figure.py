@@ -36,22 +36,18 @@ def main() -> int:
     parser.add_argument("--records", type=Path, default=Path("outputs"), help="where studies lie")
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="where to write")
     parser.add_argument(
-        "--attention", default="*", help="variants to draw: names or patterns, split by commas"
+        "--attention",
+        help="variants to draw: names or patterns, split by commas; default: all but ablations",
     )
     options = parser.parse_args()
     stem = options.out / f"{options.study}_figure_{options.figure}"
     try:
-        records = read_records(options.records / options.study)
-        patterns = options.attention.split(",")
-        chosen = {
-            path: record
-            for path, record in records.items()
-            if any(fnmatchcase(record["attention"], pattern) for pattern in patterns)
-        }
-        if not chosen:
-            raise ValueError(f"no run of {options.study} has attention={options.attention}")
+        records: Runs = read_records(options.records / options.study)
+        if options.attention is not None:
+            records = selected(records, options.attention)
+        keep_ablations = options.attention is not None
         options.out.mkdir(parents=True, exist_ok=True)
-        files = draw(options.figure, chosen, stem)
+        files = draw(options.figure, records, stem, keep_ablations)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -59,7 +55,20 @@ def main() -> int:
     return 0
 
 
-def draw(figure: str, records: Runs, stem: Path) -> list[Path]:
+def selected(records: Runs, patterns: str) -> Runs:
+    """The runs of the variants that are named."""
+    chosen = {
+        path: record
+        for path, record in records.items()
+        if any(fnmatchcase(record["attention"], pattern) for pattern in patterns.split(","))
+    }
+    if not chosen:
+        known = sorted({record["attention"] for record in records.values()})
+        raise ValueError(f"no run has attention={patterns}; there are {', '.join(known)}")
+    return chosen
+
+
+def draw(figure: str, records: Runs, stem: Path, keep_ablations: bool) -> list[Path]:
     """Draw one of the figures; return the files."""
     if figure == "runs":
         return figures.draw_comparison(stem, comparison.group(records), records)
@@ -68,9 +77,11 @@ def draw(figure: str, records: Runs, stem: Path) -> list[Path]:
     draw_table: DrawTable = {"2": draw_learning, "tradeoff": draw_tradeoff}[figure]
     files = []
     for number, table in enumerate(accuracy_tables(records), start=1):
-        drawn = [name for name in table.rows if any(name == v for v, _ in table.cells)]
+        there = {variant for variant, _ in table.cells}
+        drawn = [name for name in table.rows if name in there]
+        methods = [name for name in drawn if not table.rows[name].startswith("·")]
         part = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
-        files += draw_table(table, part, drawn)
+        files += draw_table(table, part, drawn if keep_ablations else methods or drawn)
     return files
 
 

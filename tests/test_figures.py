@@ -79,6 +79,7 @@ def test_without_a_check_there_is_no_curve(study, tmp_path):  # noqa: F811
 
 def test_the_tradeoff_is_of_completed_runs_with_their_time_and_memory(study, tmp_path):  # noqa: F811
     study.three_seeds("skeinformer", [0.60, 0.62, 0.64])
+    study.add("skeinformer", 3, status="paused", cost={"seconds_per_step_median": 9.0})
     study.add("v_mean", accuracy=0.5, cost={"peak_allocated_bytes": 2**29})
     study.add("softmax", status="failed", failure={"type": "OutOfMemoryError"}, cost={})
     study.add("bigbird", cost={"peak_allocated_bytes": None})

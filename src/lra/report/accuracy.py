@@ -97,6 +97,13 @@ class AccuracyTable:
     remarks: Sequence[str]
 
     @property
+    def constant_average(self) -> float | None:
+        """Of always answering one class, over the five tasks; None where one is missing."""
+        five = [c for c in self.columns if c.recipe is not None and c.recipe.task in TASKS]
+        values = [c.constant_accuracy for c in five if c.constant_accuracy is not None]
+        return statistics.fmean(values) if len(values) == len(five) == len(TASKS) else None
+
+    @property
     def runs(self) -> Runs:
         """All runs of the table."""
         return {path: run for cell in self.cells.values() for path, run in cell.runs.items()}

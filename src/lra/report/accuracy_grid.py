@@ -97,7 +97,7 @@ def _constant_row(
 ) -> list[str]:
     row = [CONSTANT, MISSING]
     for column in columns:
-        row.append(_percent(None if column is None else column.constant_accuracy))
+        row.append(_percent(column.constant_accuracy if column else table.constant_average))
         row += [MISSING for _ in _sources(column, table, beside)]
     return row
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lra.report.accuracy import AccuracyTable, Column
-from lra.report.published import read
+from lra.report.published import read_shipped
 from lra.report.records import read_metrics
-from lra.report.style import declutter, log_scale, save_with_rows, style_of
+from lra.report.style import declutter, legend_below, log_scale, save_with_rows, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,15 +40,8 @@ def draw_learning(table: AccuracyTable, stem: Path, variants: Sequence[str]) -> 
         axis.set_axis_off()
     for axis in axes[::num_columns]:
         axis.set_ylabel("validation loss, nats")
-    handles: dict[str, Any] = {}
-    for axis in axes[: len(columns)]:
-        found, names = axis.get_legend_handles_labels()
-        handles |= dict(zip(names, found, strict=True))
-    labels = [name for name in [*map(table.rows.get, variants), HOLLOW] if name in handles]
-    figure.legend(
-        [handles[name] for name in labels], labels, loc="outside lower center",
-        ncols=2 * num_columns, frameon=False, fontsize="small", handlelength=3.5,
-    )  # fmt: skip
+    labels = [*(table.rows[variant] for variant in variants), HOLLOW]
+    legend_below(figure, axes[: len(columns)], labels)
     figure.suptitle(str(table.conditions), fontsize="small", color="#444444")
     return save_with_rows(figure, stem, rows)
 
@@ -67,7 +60,9 @@ def learning_rows(table: AccuracyTable, column: Column, variants: Sequence[str])
                     | {"source": "run", "seed": record["seed"], "step": check["step"]}
                     | {"seconds": seconds, "val_loss": check["val/loss"], "run_directory": path}
                 )
-        known = read("published_figures.json")["figure2"]["tasks"].get(column.published_task, {})
+        known = read_shipped("published_figures.json")["figure2"]["tasks"].get(
+            column.published_task, {}
+        )
         if cell and variant in known:
             end = known[variant]
             source = {"source": "NAACL 2022, Figure 2", "seconds": end["end_seconds"]}
@@ -85,7 +80,7 @@ def _draw_panel(axis: "Axes", rows: Sequence[Row], variants: Sequence[str]) -> N
             is_first = seed == seeds[0]
             axis.plot(
                 [row["seconds"] for row in curve], [row["val_loss"] for row in curve],
-                color=style.color, ls=style.line, marker=style.marker, ms=4.5,
+                color=style.color, ls=style.line, marker=style.marker if is_first else None, ms=4.5,
                 markevery=max(1, len(curve) // 8), markeredgecolor="white", markeredgewidth=0.5,
                 lw=1.6 if is_first else 0.8, alpha=1.0 if is_first else 0.35,
                 label=ours[0]["label"] if is_first else None,

@@ -114,10 +114,10 @@ def blocks() -> dict[str, Any]:
 
     Raises `ValueError` for a block without source or rows, and for an accuracy that is none.
     """
-    return validated(read("published_results.json"))
+    return validated(read_shipped("published_results.json"))
 
 
-def read(name: str) -> dict[str, Any]:
+def read_shipped(name: str) -> dict[str, Any]:
     """A shipped JSON file."""
     text = resources.files("lra.report").joinpath(name).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)

@@ -8,8 +8,8 @@ import numpy as np
 
 from lra.record import Record
 from lra.report.conditions import Conditions, shared_recipe, variant_name
-from lra.report.published import read
-from lra.report.style import BLUE, VERMILLION, declutter, log_scale, save_with_rows
+from lra.report.published import read_shipped
+from lra.report.style import BLUE, VERMILLION, declutter, save_with_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,14 @@ def draw_sensitivity(records: Mapping[Path, Record], stem: Path) -> list[Path]:
     ):
         for place, size in enumerate(sizes):
             _draw_line(axis, [r for r in rows if r["batch_size"] == size], key, place, size)
-        log_scale(axis)
+        rates = sorted({row["lr"] for row in rows})
+        axis.set_xscale("log")
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.minorticks_off()
         axis.set_xlabel("learning rate")
         axis.set_ylabel(heading)
         declutter(axis)
-    right.set_yscale("log")
+    right.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize="small")
     figure.suptitle(_title(records), fontsize="small", color="#444444")
     return save_with_rows(figure, stem, rows)
@@ -72,7 +75,7 @@ def sensitivity_rows(records: Mapping[Path, Record]) -> list[Row]:
     if not rows:
         raise ValueError("no run is completed: nothing to draw")
     if recipe.task == "text" and not recipe.is_stand_in and variants == {"skeinformer"}:
-        settings = read("published_figures.json")["figure3"]["settings"]
+        settings = read_shipped("published_figures.json")["figure3"]["settings"]
         rows += [{"source": "NAACL 2022, Figure 3"} | setting for setting in settings]
     return rows
 
@@ -89,7 +92,7 @@ def _draw_line(axis: "Axes", rows: Sequence[Row], key: str, place: int, batch_si
         name = f"batch {batch_size}" if source == "run" else f"batch {batch_size}, {source}"
         axis.errorbar(
             rates, [float(np.mean(v)) for v in values], spread, color=color, marker=marker,
-            ls=line, alpha=alpha, capsize=2, label=name,
+            ls=line, alpha=alpha, capsize=2, elinewidth=1, label=name,
             markerfacecolor=color if source == "run" else "none",
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """How figures look: readable in black and white and by colour-blind people."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,6 +75,20 @@ def log_scale(axis: "Axes") -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def legend_below(figure: "Figure", axes: Iterable["Axes"], labels: Sequence[str]) -> None:
+    """One legend for all panels, in the order of `labels`; those that no panel has are left out."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        found, names = axis.get_legend_handles_labels()
+        handles |= dict(zip(names, found, strict=True))
+    shown = [label for label in labels if label in handles]
+    figure.legend(
+        [handles[label] for label in shown], shown, loc="outside lower center",
+        ncols=max(2, int(figure.get_figwidth() / 3)), frameon=False, fontsize="small",
+        handlelength=3.5,
+    )  # fmt: skip
 
 
 def save(figure: "Figure", stem: Path) -> list[Path]:

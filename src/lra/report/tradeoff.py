@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lra.report.accuracy import AccuracyTable, Column
-from lra.report.style import declutter, log_scale, save_with_rows, style_of
+from lra.report.style import declutter, legend_below, log_scale, save_with_rows, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 LARGEST_AREA = 1600.0
 """Of a disc, in square points: the largest memory of a panel."""
-FONT_SIZE = 7.0
 
 
 def draw_tradeoff(table: AccuracyTable, stem: Path, variants: Sequence[str]) -> list[Path]:
@@ -42,10 +41,8 @@ def draw_tradeoff(table: AccuracyTable, stem: Path, variants: Sequence[str]) -> 
         rows += panel
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
+    legend_below(figure, axes[: len(columns)], [table.rows[variant] for variant in variants])
     figure.suptitle(str(table.conditions), fontsize="small", color="#444444")
-    figure.draw_without_rendering()  # the layout decides which names would cover each other
-    for axis, column in zip(axes, columns, strict=False):
-        _name_points(axis, [r for r in rows if r["task"] == column.name], 72 / figure.dpi)
     return save_with_rows(figure, stem, rows)
 
 
@@ -56,9 +53,9 @@ def tradeoff_rows(table: AccuracyTable, column: Column, variants: Sequence[str])
         cell = table.cells.get((variant, column.name))
         if cell is None or cell.score is None:
             continue
-        done = [run["cost"] for run in cell.runs.values() if run["status"] == "completed"]
-        steps = [cost["seconds_per_step_median"] for cost in done]
-        peaks = [cost["peak_allocated_bytes"] for cost in done]
+        done = {path: run for path, run in cell.runs.items() if run["status"] == "completed"}
+        steps = [run["cost"]["seconds_per_step_median"] for run in done.values()]
+        peaks = [run["cost"]["peak_allocated_bytes"] for run in done.values()]
         if None in steps or None in peaks:
             continue
         rows.append(
@@ -71,7 +68,7 @@ def tradeoff_rows(table: AccuracyTable, column: Column, variants: Sequence[str])
                 "seconds_per_step": statistics.fmean(steps),
                 "peak_allocated_bytes": max(peaks),
                 "num_seeds": len(done),
-                "run_directories": ";".join(map(str, cell.runs)),
+                "run_directories": ";".join(map(str, done)),
             }
         )
     return rows
@@ -87,20 +84,19 @@ def _draw_panel(axis: "Axes", rows: Sequence[Row], variants: Sequence[str], colu
             axis.errorbar(x, y, 100 * row["sd"], color=style.color, lw=1, capsize=2)
         axis.plot(
             x, y, marker=style.marker, color=style.color, ms=6, markeredgecolor="white",
-            markeredgewidth=0.6,
+            markeredgewidth=0.6, ls="none", label=row["label"],
         )  # fmt: skip
-    if column.constant_accuracy is not None:
-        axis.axhline(100 * column.constant_accuracy, color="#666666", ls=":", lw=1)
+    lowest, highest = (f(100 * row["accuracy"] for row in rows) for f in (min, max))
+    constant = 100 * (column.constant_accuracy or math.nan)
+    if lowest - constant < 2 * max(highest - lowest, 5):  # else it would press the others together
+        axis.axhline(constant, color="#666666", ls=":", lw=1)
         axis.annotate(
-            "always one class", (0, 100 * column.constant_accuracy), (2, 2),
+            "always one class", (0, constant), (2, 2),
             xycoords=("axes fraction", "data"), textcoords="offset points", fontsize="x-small",
             color="#555555",
         )  # fmt: skip
-    times = [row["seconds_per_step"] for row in rows]
-    room = max(max(times) / min(times), 1.5)  # names stand to the right
-    axis.set_xlim(min(times) * room**-0.2, max(times) * room**0.5)
+    axis.margins(x=0.2, y=0.2)
     log_scale(axis)
-    axis.margins(y=0.2)
     memory = f"{largest / 2**30:.3g} GiB" if largest >= 2**30 else f"{largest / 2**20:.3g} MiB"
     axis.set_title(f"{column.heading}: largest disc {memory}", loc="left", fontsize="medium")
     axis.set_xlabel("seconds a training step; area: peak memory")
@@ -111,26 +107,3 @@ def _draw_panel(axis: "Axes", rows: Sequence[Row], variants: Sequence[str], colu
 def _area(row: Row, rows: Sequence[Row]) -> float:
     largest = max(other["peak_allocated_bytes"] for other in rows)
     return float(LARGEST_AREA * row["peak_allocated_bytes"] / largest)
-
-
-def _name_points(axis: "Axes", rows: Sequence[Row], points_per_pixel: float) -> None:
-    """Names right of the discs, moved up where one would cover another, with a line back."""
-    rows = sorted(rows, key=lambda row: (row["accuracy"], row["seconds_per_step"]))
-    points = [(row["seconds_per_step"], 100 * row["accuracy"]) for row in rows]
-    places = axis.transData.transform(points) * points_per_pixel
-    taken = [(x - 4, x + 4, y) for x, y in places]
-    for row, point, (x, y) in zip(rows, points, places, strict=True):
-        name = row["label"].removeprefix("· ")
-        aside = (_area(row, rows) / math.pi) ** 0.5 + 3
-        left, right = x + aside, x + aside + FONT_SIZE * 0.6 * len(name)
-        at = y
-        for other_left, other_right, other_at in sorted(taken, key=lambda box: box[2]):
-            is_covered = left < other_right and other_left < right
-            if is_covered and abs(at - other_at) < 1.3 * FONT_SIZE:
-                at = other_at + 1.3 * FONT_SIZE
-        taken.append((left, right, at))
-        axis.annotate(
-            name, point, (aside, at - y), textcoords="offset points", va="center",
-            fontsize=FONT_SIZE, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#888888", "shrinkB": 3},
-        )  # fmt: skip
