@@ -13,9 +13,9 @@ RESOLUTION = 2**16
 class Dropout(nn.Module):
     """`nn.Dropout`, with 16 random bits an entry where torch draws a number of its own for each.
 
-    On a CPU those draws were two fifths of the time of V-Mean's training step. There, `p` is
-    rounded to a multiple of 2^-16, and kept entries are scaled by the rounded one: their
-    expectation is exact. Elsewhere it is torch's kernel.
+    On a CPU, torch's dropout takes two fifths of V-Mean's training step. Here `p` is rounded to a
+    multiple of 2^-16 there, and kept entries are scaled by the rounded one: the expectation is
+    exact. Elsewhere it is torch's kernel.
     """
 
     def __init__(self, p: float) -> None:
