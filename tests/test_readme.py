@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line and not line.startswith("#")]
 MAKE = sorted({line for line in COMMANDS if line.startswith("make ")})
-TRAIN = [line for line in COMMANDS if line.startswith("python scripts/train.py")]
+TRAIN = [line for line in COMMANDS if re.match(r"(python|torchrun .*) scripts/train.py", line)]
 PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_data.py")]
 CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
 REPORT = [line for line in COMMANDS if line.startswith("python scripts/make_")]
@@ -41,7 +41,7 @@ def test_make_targets_exist(command):
 
 @pytest.mark.parametrize("command", TRAIN + PREPARE)
 def test_train_and_prepare_commands_compose(command):
-    words = [word for word in shlex.split(command)[2:] if "=" in word]
+    words = [w for w in shlex.split(command)[2:] if "=" in w and not w.startswith("--")]
     swept = [word.split("=", 1) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for key, value in swept:

@@ -156,7 +156,7 @@ def test_a_signal_pauses_a_run(start_long_run, tmp_path, signum, status):
     directory = run_directory(tmp_path, "adhoc")
     process = start()
     process.send_signal(signum)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == status, output
     assert "the same command goes on from there" in output
     assert read_record(directory)["status"] == "paused"
@@ -182,6 +182,9 @@ def test_a_diverging_run_is_recorded_and_the_sweep_goes_on(command, tmp_path):
     assert "lower optimizer.lr" in failed["failure"]["message"]
     assert done["status"] == "completed"
     assert "NonFiniteLossError" in output
+    trace = (tmp_path / "outputs/adhoc/lr_1e+30/train.log").read_text()
+    assert "Traceback (most recent call last)" in trace
+    assert ", in mean_loss" in trace or ", in _means" in trace
 
 
 @pytest.mark.parametrize(
