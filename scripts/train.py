@@ -3,6 +3,7 @@
 import logging
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -14,14 +15,18 @@ from omegaconf import DictConfig
 
 from lra.gpus import visible_gpus
 from lra.own_process import run_in_own_process
+from lra.ranks import own_rank
 from lra.record import RunDirectory
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lra")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Train what `config` says, or say that it has been done."""
+    rank = own_rank()
+    if not rank.is_first:  # one process speaks for the run
+        log.setLevel(logging.ERROR)
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     try:
         if is_done(directory, config):
@@ -31,12 +36,14 @@ def main(config: DictConfig) -> None:
             gpus = visible_gpus(HydraConfig.get().sweeper.gpus) if wants_gpu else []
             run_in_own_process(single_run(), gpus)
             return
-        with directory.lock:
+        with directory.lock if rank.is_first else nullcontext():
             if not is_done(directory, config):  # its last owner may have finished just now
                 train(config, directory)
-    except (ValueError, OSError) as error:
-        log.debug("failed", exc_info=True)
-        raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        log.debug("process %d failed", rank.rank, exc_info=True)  # to train.log alone
+        if isinstance(error, ValueError | OSError | MemoryError):  # for people, without a trace
+            raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+        raise
 
 
 def is_done(directory: RunDirectory, config: DictConfig) -> bool:

@@ -220,16 +220,3 @@ def test_help_is_quick(tmp_path):
     output = execute(command, tmp_path)
     assert "attention:" in output
     assert not any(line.split("|")[-1].strip() == "torch" for line in output.splitlines())
-
-
-def test_wandb_offline_holds_config_names_and_metrics(command, tmp_path):
-    execute(command(tracker="wandb"), tmp_path)
-    [path] = run_directory(tmp_path, "adhoc").glob("wandb/offline-run-*/run-*.wandb")
-    inspect = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
-    entries = [json.loads(line) for line in execute([*inspect, str(path)], tmp_path).splitlines()]
-    text = json.dumps(entries)
-    assert [e["type"] for e in entries].count("history") == 3
-    name = "clean/listops_short/skeinformer/seed_0"
-    keys = ("val/accuracy", "time/train_seconds", "memory/peak_allocated_gib", "optim/lr")
-    for expected in (name, "adhoc", "test_accuracy_best", *keys):
-        assert expected in text

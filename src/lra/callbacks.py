@@ -1,18 +1,14 @@
-"""What has to hold before Hydra creates a directory, and what it does not write down itself."""
+"""What has to hold before Hydra creates a directory."""
 
-import logging
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-log = logging.getLogger(__name__)
+from lra.ranks import own_rank
 
 
 class WritableOutput(Callback):
@@ -26,21 +22,12 @@ class WritableOutput(Callback):
         refuse_unwritable(Path(config.hydra.sweep.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if own_rank().world_size > 1:
+            sys.exit(
+                "torchrun starts the processes of one run: leave out -m; for a sweep of such runs "
+                "a launcher starts them, hydra.launcher.tasks_per_node=N with submitit"
+            )
         refuse_unwritable(Path(config.hydra.sweep.dir))
-
-
-class LogFailure(Callback):
-    """Puts the stack trace of a sweep's job into the job's own log, where it ran in this process.
-
-    What explains itself in a line, a `CompactHydraException`, the sweep repeats at its end.
-    """
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        error = job_return._return_value
-        is_explained = isinstance(error, CompactHydraException)
-        is_sweep = config.hydra.mode == RunMode.MULTIRUN
-        if is_sweep and job_return.status == JobStatus.FAILED and not is_explained:
-            log.error("failed", exc_info=error)
 
 
 def refuse_unwritable(directory: Path) -> None:

@@ -1,28 +1,20 @@
 """Checkpoints that are whole or absent, and the random state that belongs in them."""
 
-import os
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
 
+from lra.files import write_atomically
+
 State = dict[str, Any]
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside `path` and rename it there: a reader never sees half of it."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that cannot be read."""
 
 
 def save(state: State, path: Path) -> None:
@@ -31,8 +23,17 @@ def save(state: State, path: Path) -> None:
 
 
 def load(path: Path) -> State:
-    """Load a checkpoint onto the CPU; executes no code from the file."""
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    """Load a checkpoint onto the CPU; executes no code from the file.
+
+    Raises `DamagedCheckpointError`, with what can be done.
+    """
+    try:
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0][:100] or "the file ends too early"
+        raise DamagedCheckpointError(
+            f"{path} is damaged ({reason}); put a copy back, or delete it to begin the run anew"
+        ) from error
     return state
 
 
@@ -63,3 +64,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (a user's variant may draw from it)
     torch.manual_seed(seed)
+
+
+def seed_of_process(seed: int, rank: int) -> int:
+    """A seed of its own for each process of a run; the first one's is `seed`."""
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed

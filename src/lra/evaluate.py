@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lra.distributed import OneProcess
 from lra.measure import synchronize
 from lra.tasks.base import Examples
 
@@ -36,11 +37,12 @@ def evaluate(
     bucket: bool,
     device: torch.device,
     autocast: torch.autocast,
+    processes: OneProcess,
 ) -> Evaluation:
     """Evaluate the first `max_examples` examples (None: all).
 
     Methods that sample do so from a fixed seed, and the training's random state is left alone:
-    how often a run is evaluated does not change its weights.
+    how often a run is evaluated does not change its weights. Each process evaluates its share.
     """
     count = len(examples) if max_examples is None else min(max_examples, len(examples))
     was_training = model.training
@@ -50,15 +52,18 @@ def evaluate(
     synchronize(device)
     start = time.perf_counter()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(EVALUATION_SEED)
-        for first in range(0, count, batch_size):
-            batch = examples.batch(np.arange(first, min(first + batch_size, count)))
+        torch.manual_seed(EVALUATION_SEED + processes.rank.rank)
+        share = processes.share(count)
+        for first in range(share.start, share.stop, batch_size):
+            batch = examples.batch(np.arange(first, min(first + batch_size, share.stop)))
             for piece in batch.buckets(batch_size) if bucket else [batch]:
                 part = piece.to(device)
                 with autocast:
                     logits = model(part.tokens, part.token_mask)
                 loss_sum += F.cross_entropy(logits.float(), part.labels, reduction="sum")
                 num_correct += (logits.argmax(-1) == part.labels).sum()
+    processes.sum(loss_sum)
+    processes.sum(num_correct)
     synchronize(device)
     seconds = time.perf_counter() - start
     model.train(was_training)

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO
 
@@ -136,11 +137,8 @@ class Lock:
 
     def _seconds_since_touched(self) -> float:
         """By the clock of the file system, which may not be that of this machine."""
-        probe = self.path.with_name(f"{self.path.name}.tmp.{os.getpid()}")
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now - self.path.stat().st_mtime
+        with TemporaryFile(dir=self.path.parent) as probe:
+            return os.fstat(probe.fileno()).st_mtime - self.path.stat().st_mtime
 
     def _touch(self, descriptor: int) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):

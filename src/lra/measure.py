@@ -73,9 +73,11 @@ def cpu_peak_bytes(run: Callable[[], None]) -> int:
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _silenced_stderr():  # the profiler's library announces start and stop there
         profiler.start()
-    run()
-    with _silenced_stderr():
-        profiler.stop()
+    try:
+        run()
+    finally:
+        with _silenced_stderr():
+            profiler.stop()
     events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     cpu = torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
     changes = [e for e in events if e.name() == "[memory]" and e.device_type() == cpu]

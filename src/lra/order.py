@@ -35,12 +35,16 @@ class Reader:
     """Batches of consecutive steps, the next ones read in threads while a step trains.
 
     With `num_workers` = 0 a batch is read when it is asked for. The batches are the same, since
-    each depends on its step alone; any step may be asked for at any time.
+    each depends on its step alone; any step may be asked for at any time. `share` says which part
+    of each batch is read, where several processes have one each.
     """
 
-    def __init__(self, examples: Examples, order: DataOrder, *, num_workers: int) -> None:
+    def __init__(
+        self, examples: Examples, order: DataOrder, *, num_workers: int, share: range | None = None
+    ) -> None:
         self._examples = examples
         self._order = order
+        self._share = share or range(order.batch_size)
         self._num_workers = num_workers
         self._executor = ThreadPoolExecutor(num_workers) if num_workers else None
         self._ahead: dict[int, Future[Batch]] = {}
@@ -58,4 +62,4 @@ class Reader:
         return self._ahead.pop(step).result()
 
     def _read(self, step: int) -> Batch:
-        return self._examples.batch(self._order.indices(step))
+        return self._examples.batch(self._order.indices(step)[self._share])

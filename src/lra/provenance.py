@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from lra.ranks import own_rank
 from lra.record import flatten, is_neutral, to_dict, unresolved
 
 
@@ -27,10 +28,13 @@ def _git(directory: Path, *arguments: str) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """The machine and the numerics of a run."""
+    world_size = own_rank().world_size
+    name = device_name(device)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": device_name(device),
+        "device": name if world_size == 1 else f"{world_size} × {name}",
+        "world_size": world_size,
         "num_threads": torch.get_num_threads(),
         "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
     }

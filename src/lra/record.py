@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from lra.files import write_text
 from lra.lock import Lock, Owner
 
 SCHEMA_VERSION = 1
@@ -26,6 +27,7 @@ NEUTRAL_KEYS = (
     "trainer.checkpoint_minutes",
     "trainer.num_workers",
     "trainer.pause_at_step",
+    "trainer.time_budget_minutes",
 )
 """Keys that do not change what a run computes: a run may go on with other values of them."""
 
@@ -86,7 +88,7 @@ class RunDirectory:
         """Take the directory: from now on it belongs to the record's configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.glob("*.tmp*"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(record["config"]))
         self.write(record)
 
@@ -98,13 +100,6 @@ class RunDirectory:
     def write(self, record: Record) -> None:
         """Replace the record."""
         write_text(self.record, json.dumps(record, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def is_neutral(key: str) -> bool:

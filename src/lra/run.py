@@ -1,8 +1,11 @@
 """One run: from a composed configuration to a finished record."""
 
 import logging
+import math
+import os
 import secrets
 import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lra import provenance
-from lra.checkpoint import seed_everything
+from lra.checkpoint import seed_everything, seed_of_process
+from lra.distributed import OneProcess, joined_processes
 from lra.evaluate import Evaluation
 from lra.model import Classifier
+from lra.ranks import own_rank
 from lra.record import SCHEMA_VERSION, Record, RunDirectory, RunIdentity, Status, to_dict
 from lra.tasks.base import Examples, Split, Task
-from lra.tracker import Tracker
+from lra.tracker import NullTracker, Tracker
 from lra.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -30,20 +35,60 @@ def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command:
     """Train, test, and leave everything in `directory`, going on with what is there.
 
     `plain` is the composition of the same task, protocol and attention without further overrides:
-    what differs from it is recorded. A failure is recorded and raised.
+    what differs from it is recorded. A failure is recorded and raised. Of several processes each
+    runs this; the first one writes.
     """
+    deadline = time.monotonic() + 60 * (config.trainer.time_budget_minutes or math.inf)
+    follow_allotted_threads()
     device = choose_device(config.device)
+    with joined_processes(device) as processes:
+        trainer, record = prepare(config, plain, directory, command, device, processes, deadline)
+        if not processes.is_first:
+            train_and_test(trainer, NullTracker(), record)
+            return record
+        directory.begin(record)
+        tracker: Tracker = instantiate(config.tracker)(
+            directory=directory.path, config=record["config"], identity=identify(config, record)
+        )
+        try:
+            train_and_test(trainer, tracker, record)
+        except BaseException as error:
+            record_failure(record, error, trainer)
+            try:
+                directory.write(record)
+            except OSError as second:
+                log.error("the record still says that the run is under way: %s", second)
+            tracker.finish(record)
+            raise
+        directory.write(record)
+        tracker.finish(record)
+    return record
+
+
+def prepare(
+    config: DictConfig,
+    plain: DictConfig,
+    directory: RunDirectory,
+    command: str,
+    device: torch.device,
+    processes: OneProcess,
+    deadline: float,
+) -> tuple[Trainer, Record]:
+    """Everything that can be refused before the run takes its directory."""
     seed_everything(config.seed)
     task: Task = instantiate(config.task)
     refuse_false_label(task, config.label, config.choices.task)
     examples = {split: task.examples(split) for split in SPLITS}
     model = build_model(config, task)
-    resume = directory.read() if directory.record.exists() else None
+    resume = processes.from_first(lambda: directory.read() if directory.record.exists() else None)
     record = start_record(config, plain, command, device, resume)
     record["data"] |= describe_data(task, examples)
     record["num_parameters"] = sum(p.numel() for p in model.parameters())
     if resume is not None:
         refuse_other_data(resume, record, directory)
+        refuse_other_world_size(resume, processes.rank.world_size, directory)
+    if not processes.is_first:  # the weights are the first one's, dropout and samples are not
+        seed_everything(seed_of_process(config.seed, processes.rank.rank))
     trainer = Trainer(
         instantiate(config.trainer),
         model=model,
@@ -53,33 +98,37 @@ def run(config: DictConfig, plain: DictConfig, directory: RunDirectory, command:
         directory=directory,
         device=device,
         seed=config.seed,
+        processes=processes,
+        deadline=deadline,
     )
-    directory.begin(record)
-    tracker: Tracker = instantiate(config.tracker)(
-        directory=directory.path,
-        config=record["config"],
-        identity=RunIdentity(
-            study=config.study,
-            name=config.name,
-            tags=(record["task"], record["attention"], record["protocol"]["name"]),
-            run_id=record["run_id"],
-        ),
+    return trainer, record
+
+
+def identify(config: DictConfig, record: Record) -> RunIdentity:
+    """How a run is filed with a tracker."""
+    return RunIdentity(
+        study=config.study,
+        name=config.name,
+        tags=(record["task"], record["attention"], record["protocol"]["name"]),
+        run_id=record["run_id"],
     )
-    try:
-        train_and_test(trainer, tracker, record)
-    except BaseException as error:
-        # a cluster's handler may raise what looks like a failure, once it has the job queued again
-        interrupted = trainer.interrupt.ended_run or isinstance(
-            error, KeyboardInterrupt | SystemExit
-        )
-        record["status"] = "paused" if interrupted else "failed"
-        if not interrupted:
-            record["failure"] = {"type": type(error).__name__, "message": str(error)}
-        raise
-    finally:
-        directory.write(record)
-        tracker.finish(record)
-    return record
+
+
+def record_failure(record: Record, error: BaseException, trainer: Trainer) -> None:
+    """Say in the record why a run ends before it is completed."""
+    # a cluster's handler may raise what looks like a failure, once it has the job queued again
+    if trainer.interrupt.ended_run or isinstance(error, KeyboardInterrupt | SystemExit):
+        record["status"] = "paused"
+        return
+    record["status"] = "failed"
+    record["failure"] = {"type": type(error).__name__, "message": str(error)}
+
+
+def follow_allotted_threads() -> None:
+    """Use the processors that SLURM has given to this task, unless OMP_NUM_THREADS decides."""
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK")
+    if allotted is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(int(allotted))
 
 
 def refuse_false_label(task: Task, label: str, task_choice: str) -> None:
@@ -92,9 +141,11 @@ def refuse_false_label(task: Task, label: str, task_choice: str) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one, else the CPU."""
+    """`auto` is the GPU if there is one, else the CPU; of several processes each has its own."""
     if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{own_rank().local_rank % torch.cuda.device_count()}"
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -124,9 +175,12 @@ def train_and_test(trainer: Trainer, tracker: Tracker, record: Record) -> None:
     """Train until a rule stops it; then read the test split, with the last and the best weights."""
     stopped_by = trainer.fit(tracker)
     record["cost"] = cost(trainer)
-    if stopped_by == "pause":
+    if stopped_by in ("pause", "time_budget"):
         record["status"] = "paused"
-        log.info("paused at step %d; the same command goes on", trainer.progress.step)
+        record["result"]["stopped_by"] = stopped_by
+        log.info(
+            "paused (%s) at step %d; the same command goes on", stopped_by, trainer.progress.step
+        )
         return
     last = trainer.evaluate("test")
     is_last_best = trainer.progress.best_step == trainer.progress.step
@@ -186,7 +240,8 @@ def cost(trainer: Trainer) -> dict[str, Any]:
         if is_gpu
         else "torch.profiler, one training step, with weights and optimizer state",
         "batch_size": settings.batch_size,
-        "micro_batch_size": settings.micro_batch_size,
+        "micro_batch_size": trainer.micro_batch.size,
+        "eval_batch_size": trainer.eval_batch.size,
     }
 
 
@@ -253,4 +308,15 @@ def refuse_other_data(old: Record, new: Record, directory: RunDirectory) -> None
         raise ValueError(
             f"{directory.path} was begun on data with sha256 {theirs}, now it is {ours}; "
             f"choose another study=NAME, or restore the data"
+        )
+
+
+def refuse_other_world_size(old: Record, world_size: int, directory: RunDirectory) -> None:
+    """Raise `ValueError` if the run was begun by another number of processes."""
+    theirs = old["environment"]["world_size"]
+    if theirs != world_size:
+        raise ValueError(
+            f"{directory.path} was begun by {theirs} process(es), now there are {world_size}: each "
+            f"has its own random state, which cannot be divided anew; start {theirs}, or choose "
+            f"another study=NAME"
         )

@@ -18,6 +18,7 @@ POSITIVE_SETTINGS = (
     "max_eval_examples",
     "clip_grad_norm",
     "pause_at_step",
+    "time_budget_minutes",
 )
 
 
@@ -32,7 +33,7 @@ class TrainerSettings:
     early_stop_guard: bool
     check_steps: int
     patience: int
-    micro_batch_size: int
+    micro_batch_size: int | Literal["auto"]
     eval_batch_size: int
     bucket: bool
     num_workers: int
@@ -43,12 +44,17 @@ class TrainerSettings:
     timing_warmup_steps: int
     checkpoint_minutes: float
     pause_at_step: int | None
+    time_budget_minutes: float | None
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ValueError(f"trainer.num_workers={self.num_workers} is negative")
         for name in POSITIVE_SETTINGS:
             value = getattr(self, name)
+            if name == "micro_batch_size" and value == "auto":
+                continue
+            if isinstance(value, str):
+                raise ValueError(f"trainer.{name}={value} is not a number")
             if value is not None and value <= 0:
                 raise ValueError(f"trainer.{name}={value} is not positive")
         if self.precision not in DTYPES:

@@ -2,16 +2,22 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from lra.record import RunIdentity, write_text
+from lra.files import explained, write_text
+from lra.record import RunIdentity
 
 Metrics = Mapping[str, float | int | None]
 
 log = logging.getLogger(__name__)
+
+FINISH_SECONDS = 5.0
+"""How long the end of a run waits for W&B."""
 
 
 @runtime_checkable
@@ -30,9 +36,7 @@ class Tracker(Protocol):
 class NullTracker:
     """No tracker: the run's own files are enough."""
 
-    def __init__(
-        self, *, directory: Path, config: Mapping[str, Any], identity: RunIdentity
-    ) -> None:
+    def __init__(self, **run: Any) -> None:
         """Nothing to set up."""
 
     def log(self, metrics: Metrics) -> None:
@@ -45,7 +49,8 @@ class NullTracker:
 class WandbTracker:
     """Weights & Biases: online where a key is configured and the server answers, else offline.
 
-    It never asks for anything, and a run does not depend on it.
+    It never asks for anything, and a run does not depend on it: another process does the work, and
+    is left alone with it if it has not finished `FINISH_SECONDS` after the run.
     """
 
     def __init__(
@@ -58,44 +63,59 @@ class WandbTracker:
         mode: Literal["auto", "online", "offline"],
         init_timeout_seconds: float,
     ) -> None:
-        import wandb
-
-        init = partial(
-            wandb.init,
-            project=project,
-            dir=directory,
-            config=dict(config),
-            id=identity.run_id,
-            name=identity.name,
-            group=identity.study,
-            job_type="train",
-            tags=identity.tags,
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(init_timeout=init_timeout_seconds, console="off", silent=True),
+        self._said = (directory / "wandb.log").open("w+")
+        self._mirror = subprocess.Popen(
+            [sys.executable, "-m", "lra.wandb_mirror"],
+            stdin=subprocess.PIPE,
+            stdout=self._said,
+            stderr=self._said,
+            start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
         )
-        try:
-            self._run = init(mode=preferred_mode() if mode == "auto" else mode)
-        except wandb.Error as error:
-            log.warning("W&B does not answer (%s); this run is logged offline", error)
-            wandb.teardown()
-            self._run = init(mode="offline")
-        self._run.define_metric("*", step_metric="step")
+        assert self._mirror.stdin is not None
+        self._pipe = self._mirror.stdin.fileno()
+        os.set_blocking(self._pipe, False)
+        init = {
+            "project": project,
+            "dir": str(directory),
+            "config": dict(config),
+            "id": identity.run_id,
+            "name": identity.name,
+            "group": identity.study,
+            "job_type": "train",
+            "tags": identity.tags,
+        }
+        self._is_lost = False
+        self._send({"mode": mode, "init_timeout_seconds": init_timeout_seconds, "init": init})
 
     def log(self, metrics: Metrics) -> None:
-        self._run.log(dict(metrics))
+        self._send(metrics)
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        self._run.summary.update({"record": dict(record)})
-        self._run.finish(exit_code=1 if record["status"] == "failed" else 0)
+        self._send({"record": record})
+        assert self._mirror.stdin is not None
+        self._mirror.stdin.close()
+        try:
+            status = self._mirror.wait(FINISH_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning(
+                "W&B has not finished; it goes on in process %d, and `wandb sync` can follow",
+                self._mirror.pid,
+            )
+        else:
+            self._said.seek(0)
+            for line in self._said.read().splitlines()[-1 if status else 0 :]:
+                log.warning("W&B: %s", line)
+        self._said.close()
 
-
-def preferred_mode() -> Literal["offline"] | None:
-    """Offline where no key is configured; else None, wandb's own choice. Asks for nothing."""
-    import wandb
-
-    wants_key = wandb.setup().settings.mode == "online"
-    return "offline" if wants_key and not wandb.login(prompt=False, verify=False) else None
+    def _send(self, message: Mapping[str, Any]) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            is_whole = self._is_lost or os.write(self._pipe, line) == len(line)
+        except OSError:  # it has died, or reads no more and the pipe is full
+            is_whole = False
+        if not is_whole:
+            self._is_lost = True
+            log.warning("W&B has stopped listening; metrics.jsonl has every figure")
 
 
 class MetricsFile:
@@ -105,8 +125,8 @@ class MetricsFile:
         self.path = path
 
     def append(self, metrics: Metrics) -> None:
-        """Add a line."""
-        with self.path.open("a") as file:
+        """Add a line. Raises `DiskFullError`."""
+        with explained(self.path), self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def keep_until(self, step: int) -> None:

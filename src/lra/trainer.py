@@ -4,21 +4,25 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal, NoReturn
+from dataclasses import asdict
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from lra import checkpoint
+from lra.distributed import OneProcess
 from lra.evaluate import Evaluation, evaluate
+from lra.fitting import FittingSize
 from lra.interrupt import Interrupt
 from lra.measure import StepTimer, cpu_training_peak_bytes
 from lra.order import DataOrder, Reader
+from lra.progress import Progress, StopReason
 from lra.record import RunDirectory
 from lra.settings import DTYPES, TrainerSettings
 from lra.tasks.base import Batch, Examples, Split
@@ -34,30 +38,12 @@ class NonFiniteLossError(ValueError):
     """Training has diverged."""
 
 
-@dataclass
-class Progress:
-    """How far a run has come: with the weights, all that a resumed run needs."""
-
-    step: int = 0
-    lr: float = 0.0
-    """Learning rate of the last step."""
-    best_step: int = 0
-    best_val_loss: float = math.inf
-    best_val_accuracy: float = 0.0
-    val_count: int = 0
-    checks_since_best: int = 0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    step_seconds: list[float] = field(default_factory=list)
-    """Training steps after warm-up."""
-    peak_bytes: int | None = None
-
-
 class Trainer:
     """Trains one model on one task, the same way whatever its attention.
 
     `micro_batch_size` examples go through the model at a time; gradients accumulate to that of
-    the batch's mean loss.
+    the batch's mean loss. Several `processes` take a share of each batch; the first one writes.
+    Training stops, resumable, at the first step that ends after `deadline` (`time.monotonic`).
     """
 
     def __init__(
@@ -71,9 +57,13 @@ class Trainer:
         directory: RunDirectory,
         device: torch.device,
         seed: int,
+        processes: OneProcess | None = None,
+        deadline: float = math.inf,
     ) -> None:
         dtype = DTYPES[settings.precision]
         self.settings = settings
+        self.processes = processes or OneProcess()
+        self.deadline = deadline
         self.model = model.to(device)
         if settings.compile:
             self.model.compile()
@@ -85,7 +75,16 @@ class Trainer:
         order = DataOrder(
             seed=seed, num_examples=len(examples["train"]), batch_size=settings.batch_size
         )
-        self.reader = Reader(examples["train"], order, num_workers=settings.num_workers)
+        share = self.processes.share(settings.batch_size)
+        self.reader = Reader(
+            examples["train"], order, num_workers=settings.num_workers, share=share
+        )
+        may_halve = settings.micro_batch_size == "auto"
+        micro = len(share) if settings.micro_batch_size == "auto" else settings.micro_batch_size
+        self.micro_batch = FittingSize("trainer.micro_batch_size", micro, may_halve=may_halve)
+        self.eval_batch = FittingSize(
+            "trainer.eval_batch_size", settings.eval_batch_size, may_halve=may_halve
+        )
         self.directory = directory
         self.metrics = MetricsFile(directory.metrics)
         self.device = device
@@ -96,58 +95,47 @@ class Trainer:
         """Sum of losses, correct answers and examples since the last check."""
         self.timer = StepTimer(device)
         self.num_untimed_steps = settings.timing_warmup_steps
-        self.last_save = time.monotonic()
+        self.saved_step = -1
+        self.saved_at = time.monotonic()
 
-    def fit(self, tracker: Tracker) -> Literal["patience", "max_steps", "pause"]:
+    def fit(self, tracker: Tracker) -> StopReason:
         """Train until a rule stops it, and say which; goes on from `last.pt` where there is one.
 
         Every check goes to `metrics.jsonl` and to the tracker.
         Raises `NonFiniteLossError` when training diverges. What `Interrupt` catches saves first.
         """
-        if self.directory.last.exists():
-            self.load()
-        else:
-            self.metrics.keep_until(0)
-        first_step = self.progress.step
-        with self.interrupt as interrupt, self._progress_bar() as bar:
+        self.load()
+        first_step, is_out_of_time = self.progress.step, False
+        with self.interrupt, self._progress_bar() as bar:
             self.timer.mark()
-            while (reason := self.stop_reason()) is None:
-                if self._is_memory_step(first_step):
-                    self.progress.peak_bytes = cpu_training_peak_bytes(
-                        self.train_step, self.model, self.optimizer
-                    )
-                else:
-                    self.train_step()
-                self.timer.mark()
+            while (reason := self.stop_reason(is_out_of_time)) is None:
+                self._measured_train_step(first_step)
                 bar.update()
-                step, is_interrupted = self.progress.step, interrupt.requested
-                if step % REPORT_STEPS == 0:
+                if self.progress.step % REPORT_STEPS == 0:
                     bar.set_postfix(loss=f"{self.mean_loss():.3f}")
-                if step % self.settings.check_steps == 0 or step == self.settings.max_steps:
+                is_interrupted, is_save_due, is_out_of_time = self.processes.any(
+                    self.interrupt.requested, self._save_is_due(), time.monotonic() > self.deadline
+                )
+                is_check_due = self.progress.is_check_due(self.settings)
+                if is_check_due:
                     self.check(tracker)
-                    self.save()
-                elif is_interrupted or step == self.settings.pause_at_step or self._save_is_due():
+                if is_check_due or is_save_due or is_interrupted:
                     self.save()
                 if is_interrupted:
-                    log.warning("saved at step %d; the same command goes on from there", step)
-                    interrupt.deliver()
+                    self._say_that_it_is_saved()
+                    self.interrupt.deliver()
+            if self.saved_step != self.progress.step:
+                self.save()
         return reason
 
-    def stop_reason(self) -> Literal["patience", "max_steps", "pause"] | None:
+    def stop_reason(self, is_out_of_time: bool = False) -> StopReason | None:
         """The rule that stops training now, if any."""
-        settings, progress = self.settings, self.progress
-        may_stop = not settings.early_stop_guard or progress.step >= settings.min_steps
-        if may_stop and progress.checks_since_best >= settings.patience:
-            return "patience"
-        if progress.step >= settings.max_steps:
-            return "max_steps"
-        if settings.pause_at_step is not None and progress.step >= settings.pause_at_step:
-            return "pause"
-        return None
+        return self.progress.stop_reason(self.settings, is_out_of_time=is_out_of_time)
 
     def train_step(self) -> None:
         """One optimizer step on the next batch."""
         self.accumulate_gradient(self.reader.batch(self.progress.step))
+        self.processes.sum_gradients(self.model.parameters())
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
@@ -162,22 +150,31 @@ class Trainer:
     def accumulate_gradient(self, batch: Batch) -> None:
         """The gradient of the batch's mean loss, one micro-batch after the other."""
         self.model.train()
+        self.totals += self.micro_batch.run(lambda size: self._accumulate(batch, size))
+
+    def _accumulate(self, batch: Batch, micro_batch_size: int) -> Float[Tensor, "3"]:
+        """Returns the batch's part of `totals`."""
         self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros_like(self.totals)
         split = batch.buckets if self.settings.bucket else batch.split
-        for piece in split(self.settings.micro_batch_size):
+        for piece in split(micro_batch_size):
             part = piece.to(self.device)
             with self.autocast:
                 logits = self.model(part.tokens, part.token_mask)
             loss = F.cross_entropy(logits.float(), part.labels, reduction="sum")
-            self.scaler.scale(loss / len(batch)).backward()
+            self.scaler.scale(loss / self.settings.batch_size).backward()
             num_correct = (logits.detach().argmax(-1) == part.labels).sum()
-            self.totals[0] += loss.detach()
-            self.totals[1] += num_correct
-            self.totals[2] += len(part)
+            totals[0] += loss.detach()
+            totals[1] += num_correct
+            totals[2] += len(part)
+        return totals
 
     def mean_loss(self) -> float:
-        """Mean training loss since the last check; waits for the device."""
-        loss_sum, _, count = self.totals.tolist()
+        """Mean training loss since the last check, over all processes; waits for the device."""
+        return self._means()[0]
+
+    def _means(self) -> tuple[float, float]:
+        loss_sum, num_correct, count = self.processes.sum(self.totals.clone()).tolist()
         loss = loss_sum / max(count, 1)
         if not math.isfinite(loss):
             raise NonFiniteLossError(
@@ -185,12 +182,12 @@ class Trainer:
                 f"(lr {self.progress.lr:.3g}); "
                 f"lower optimizer.lr, or use trainer.precision=fp32"
             )
-        return loss
+        return loss, num_correct / max(count, 1)
 
     def check(self, tracker: Tracker) -> None:
         """Evaluate on the validation split, log, and keep the weights if they are the best."""
         progress = self.progress
-        train_loss = self.mean_loss()
+        train_loss, train_accuracy = self._means()
         self._collect_times()
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
@@ -213,7 +210,7 @@ class Trainer:
         metrics: dict[str, float | int | None] = {
             "step": progress.step,
             "train/loss": train_loss,
-            "train/accuracy": (self.totals[1] / self.totals[2]).item(),
+            "train/accuracy": train_accuracy,
             "val/loss": evaluation.loss,
             "val/accuracy": evaluation.accuracy,
             "val/count": evaluation.count,
@@ -222,7 +219,8 @@ class Trainer:
             "time/eval_seconds": progress.eval_seconds,
             "memory/peak_allocated_gib": peak_gib,
         }
-        self.metrics.append(metrics)
+        if self.processes.is_first:
+            self.metrics.append(metrics)
         tracker.log(metrics)
         log.info(
             "step %d: train loss %.4f, val loss %.4f, val accuracy %.2f %%",
@@ -233,14 +231,17 @@ class Trainer:
 
     def evaluate(self, split: Split) -> Evaluation:
         """Evaluate the present weights."""
-        return evaluate(
-            self.model,
-            self.examples[split],
-            batch_size=self.settings.eval_batch_size,
-            max_examples=self.settings.max_eval_examples,
-            bucket=self.settings.bucket,
-            device=self.device,
-            autocast=self.autocast,
+        return self.eval_batch.run(
+            lambda size: evaluate(
+                self.model,
+                self.examples[split],
+                batch_size=size,
+                max_examples=self.settings.max_eval_examples,
+                bucket=self.settings.bucket,
+                device=self.device,
+                autocast=self.autocast,
+                processes=self.processes,
+            )
         )
 
     def use_best_weights(self) -> None:
@@ -249,7 +250,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write `last.pt`, from which `load` goes on bit for bit, and `best.pt`."""
-        self.mean_loss()  # never keep weights that have diverged
+        self._means()  # never keep weights that have diverged
         self._collect_times()
         state = {
             "progress": asdict(self.progress),
@@ -258,28 +259,35 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "totals": self.totals,
-            "random": checkpoint.random_state(),
+            "totals": self.processes.gather(self.totals),
+            "random": self.processes.gather(checkpoint.random_state()),
+            "batch_sizes": self.processes.gather((self.micro_batch.size, self.eval_batch.size)),
             "num_threads": torch.get_num_threads(),
         }
-        checkpoint.save(state, self.directory.last)
-        if self.progress.best_step == self.progress.step:
-            checkpoint.save({"model": self.best_weights}, self.directory.best)
-        self.last_save = time.monotonic()
+        if self.processes.is_first:
+            checkpoint.save(state, self.directory.last)
+            if self.progress.best_step == self.progress.step:
+                checkpoint.save({"model": self.best_weights}, self.directory.best)
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.timer.mark()
 
     def load(self) -> None:
-        """Go on where `save` left off."""
-        state = checkpoint.load(self.directory.last)
+        """Go on where `save` left off, or begin where it has not been."""
+        state = self.processes.from_first(self._read_checkpoint)
+        if state is None:
+            self.processes.equalize(self.model.state_dict().values())
+            return
+        rank = self.processes.rank.rank
         self.progress = Progress(**state["progress"])
+        self.saved_step = self.progress.step
         self.model.load_state_dict(state["model"])
         self.best_weights = state["best_weights"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.totals.copy_(state["totals"])
-        checkpoint.restore_random_state(state["random"])
-        self.metrics.keep_until(self.progress.step)
+        self.totals.copy_(state["totals"][rank])
+        self.micro_batch.size, self.eval_batch.size = state["batch_sizes"][rank]
+        checkpoint.restore_random_state(state["random"][rank])
         log.info("resuming at step %d", self.progress.step)
         if state["num_threads"] != torch.get_num_threads():
             log.warning(
@@ -287,10 +295,26 @@ class Trainer:
                 state["num_threads"], torch.get_num_threads(),
             )  # fmt: skip
 
-    def _is_memory_step(self, first_step: int) -> bool:
-        # The second step: by then the optimizer has its state, and the timings are still warming up
+    def _read_checkpoint(self) -> checkpoint.State | None:
+        is_there = self.directory.last.exists()
+        state = checkpoint.load(self.directory.last) if is_there else None
+        self.metrics.keep_until(state["progress"]["step"] if state else 0)
+        return state
+
+    def _measured_train_step(self, first_step: int) -> None:
+        # On the CPU, the second step's memory: by then the optimizer has its state, and the timings
+        # are still warming up
         is_second = self.progress.step == first_step + 1
-        return self.device.type == "cpu" and is_second and self.progress.peak_bytes is None
+        if self.device.type == "cpu" and is_second and self.progress.peak_bytes is None:
+            self.progress.peak_bytes = cpu_training_peak_bytes(
+                self.train_step, self.model, self.optimizer
+            )
+        else:
+            self.train_step()
+        self.timer.mark()
+
+    def _say_that_it_is_saved(self) -> None:
+        log.warning("saved at step %d; the same command goes on from there", self.progress.step)
 
     def _collect_times(self) -> None:
         seconds = self.timer.collect()
@@ -300,13 +324,13 @@ class Trainer:
         self.progress.step_seconds += seconds[num_untimed:]
 
     def _save_is_due(self) -> bool:
-        return time.monotonic() - self.last_save > 60 * self.settings.checkpoint_minutes
+        return time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
 
     def _progress_bar(self) -> "tqdm[NoReturn]":
         return tqdm(
             total=self.settings.max_steps,
             initial=self.progress.step,
             unit="step",
-            disable=None,
+            disable=None if self.processes.is_first else True,
             leave=False,
         )
