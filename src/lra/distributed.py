@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from lra.ranks import Rank, own_rank
 
@@ -112,7 +113,15 @@ def joined_processes(device: torch.device) -> Iterator[OneProcess]:
         return
     if "WORLD_SIZE" not in os.environ:
         meet_by_submitit()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, _, _ = next(rendezvous("env://"))
+    # the store outlives processes that torchrun starts again; theirs is a chapter of its own
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt_{attempt}", store),  # type: ignore[attr-defined]
+        rank=rank.rank,
+        world_size=rank.world_size,
+    )
     try:
         yield ManyProcesses(rank)
     finally:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lra.evaluate import Evaluation
 from lra.settings import TrainerSettings
 
 StopReason = Literal["patience", "max_steps", "pause", "time_budget"]
@@ -37,6 +38,19 @@ class Progress:
         if settings.pause_at_step is not None and self.step >= settings.pause_at_step:
             return "pause"
         return "time_budget" if is_out_of_time else None
+
+    def note_evaluation(self, evaluation: Evaluation) -> bool:
+        """Count an evaluation of the validation split: whether its loss is the lowest so far."""
+        self.eval_seconds += evaluation.seconds
+        self.val_count = evaluation.count
+        self.checks_since_best += 1
+        is_best = evaluation.loss < self.best_val_loss
+        if is_best:
+            self.best_val_loss = evaluation.loss
+            self.best_val_accuracy = evaluation.accuracy
+            self.best_step = self.step
+            self.checks_since_best = 0
+        return is_best
 
     def is_check_due(self, settings: TrainerSettings) -> bool:
         """Whether the validation split is to be evaluated after this step."""

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import NoReturn
 
 import torch
@@ -27,6 +26,7 @@ from lra.record import RunDirectory
 from lra.settings import DTYPES, TrainerSettings
 from lra.tasks.base import Batch, Examples, Split
 from lra.tracker import MetricsFile, Tracker
+from lra.trainer_state import collect_state, restore_state
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class Trainer:
                 if is_check_due or is_save_due or is_interrupted:
                     self.save()
                 if is_interrupted:
-                    self._say_that_it_is_saved()
+                    step = self.progress.step
+                    log.warning("saved at step %d; the same command goes on from there", step)
                     self.interrupt.deliver()
             if self.saved_step != self.progress.step:
                 self.save()
@@ -195,14 +196,7 @@ class Trainer:
         evaluation = self.evaluate("val")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        progress.eval_seconds += evaluation.seconds
-        progress.val_count = evaluation.count
-        progress.checks_since_best += 1
-        if evaluation.loss < progress.best_val_loss:
-            progress.best_val_loss = evaluation.loss
-            progress.best_val_accuracy = evaluation.accuracy
-            progress.best_step = progress.step
-            progress.checks_since_best = 0
+        if progress.note_evaluation(evaluation):
             self.best_weights = {
                 key: weight.clone() for key, weight in self.model.state_dict().items()
             }
@@ -252,18 +246,7 @@ class Trainer:
         """Write `last.pt`, from which `load` goes on bit for bit, and `best.pt`."""
         self._means()  # never keep weights that have diverged
         self._collect_times()
-        state = {
-            "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "best_weights": self.best_weights,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "totals": self.processes.gather(self.totals),
-            "random": self.processes.gather(checkpoint.random_state()),
-            "batch_sizes": self.processes.gather((self.micro_batch.size, self.eval_batch.size)),
-            "num_threads": torch.get_num_threads(),
-        }
+        state = collect_state(self)
         if self.processes.is_first:
             checkpoint.save(state, self.directory.last)
             if self.progress.best_step == self.progress.step:
@@ -277,23 +260,9 @@ class Trainer:
         if state is None:
             self.processes.equalize(self.model.state_dict().values())
             return
-        rank = self.processes.rank.rank
-        self.progress = Progress(**state["progress"])
+        restore_state(self, state)
         self.saved_step = self.progress.step
-        self.model.load_state_dict(state["model"])
-        self.best_weights = state["best_weights"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.totals.copy_(state["totals"][rank])
-        self.micro_batch.size, self.eval_batch.size = state["batch_sizes"][rank]
-        checkpoint.restore_random_state(state["random"][rank])
         log.info("resuming at step %d", self.progress.step)
-        if state["num_threads"] != torch.get_num_threads():
-            log.warning(
-                "this run had %d threads and now has %d: sums may round differently",
-                state["num_threads"], torch.get_num_threads(),
-            )  # fmt: skip
 
     def _read_checkpoint(self) -> checkpoint.State | None:
         is_there = self.directory.last.exists()
@@ -312,9 +281,6 @@ class Trainer:
         else:
             self.train_step()
         self.timer.mark()
-
-    def _say_that_it_is_saved(self) -> None:
-        log.warning("saved at step %d; the same command goes on from there", self.progress.step)
 
     def _collect_times(self) -> None:
         seconds = self.timer.collect()
