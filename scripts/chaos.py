@@ -13,6 +13,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +292,7 @@ def main() -> None:
     )
     if found:
         sys.exit("\n".join([f"{len(found)} faults, see {folder}", *found]))
+    shutil.rmtree(folder)
     print("no run lost, none repeated, all weights and metrics bit-identical")
 
 

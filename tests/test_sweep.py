@@ -1,7 +1,10 @@
 """Sweeps: what is launched, what a failure costs, what the same command does next."""
 
+import os
 import re
+import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +13,7 @@ from sweeps import Launch, directory, statuses
 from test_train_script import read_record
 
 from lra.gpus import one_of, visible_gpus
+from lra.own_process import JobDiedError, run_in_own_process
 from lra.record import RunDirectory
 from lra.sweep import Job, Progress, duration, in_turns, why_unfinished
 
@@ -133,6 +137,41 @@ def test_progress_tells_how_many_and_how_long(tmp_path, caplog, monkeypatch):
     assert [duration(s) for s in (5, 119, 121, 3 * 3600, 200_000)] == [
         "5 s", "119 s", "2 min", "3 h", "2 days",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("raise SystemExit(3)", "ended with status 3"),
+    ],
+)
+def test_a_process_that_does_not_end_well_is_a_failed_job(ending, message):
+    with pytest.raises(JobDiedError, match=message):
+        run_in_own_process([sys.executable, "-c", ending], [])
+
+
+def test_what_stops_a_job_reaches_its_process_first(tmp_path):
+    saved, heard = tmp_path / "saved", []
+    program = f"""
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), pathlib.Path("{saved}").touch(), exit()))
+pathlib.Path("{saved}.ready").touch()
+time.sleep(60)
+"""
+
+    def preempt():
+        while not saved.with_suffix(".ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    previous = signal.signal(signal.SIGUSR2, lambda *_: heard.append(saved.exists()))
+    try:
+        threading.Thread(target=preempt).start()
+        run_in_own_process([sys.executable, "-c", program], [])
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+    assert heard == [True]
 
 
 def test_a_gpu_belongs_to_one_job_until_that_ends(tmp_path, monkeypatch):

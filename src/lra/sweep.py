@@ -177,8 +177,8 @@ def duration(seconds: float) -> str:
 
 
 def line_log() -> logging.Logger:
-    """A log of its own: Hydra turns the root log into that of the job at hand."""
-    log = logging.getLogger("lra.sweep.progress")
+    """A log of its own: Hydra turns the root log, and `lra`, into those of the job at hand."""
+    log = logging.getLogger("sweep")
     if not log.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("[%(asctime)s][SWEEP] %(message)s"))
