@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,13 @@ class Sweep:
         owners = [Lock(path).owner() for path in self.folder.rglob("lock")]
         return [owner.pid for owner in owners if owner is not None]
 
-    def is_writing(self) -> bool:
-        """Whether a file is being written."""
-        return any(self.folder.rglob("*.tmp*"))
+    def temporaries(self) -> set[tuple[Path, int]]:
+        """Files that are being written, or were when a process was killed."""
+        found = set()
+        for path in self.folder.rglob("*.tmp*"):
+            with suppress(FileNotFoundError):  # whole by now
+                found.add((path, path.stat().st_ino))
+        return found
 
 
 def written_at(directory: Path) -> tuple[int, int]:
@@ -165,7 +170,7 @@ class Killer:
         self.random = random.Random(seed)
         self.longest_seconds = longest_seconds
         self.kinds: Counter[str] = Counter()
-        self.num_left_temporaries = 0
+        self.num_half_files = 0
 
     def launch(self, sweep: Sweep) -> Launch:
         """The next launch."""
@@ -184,12 +189,13 @@ class Killer:
             if launch.poll():
                 return
             time.sleep(0.001)
-        while waits_for_write and not sweep.is_writing():
+        stale = sweep.temporaries()
+        while waits_for_write and sweep.temporaries() <= stale:
             if launch.poll():
                 return
         launch.kill()
         self.kinds["launch, in a write" if waits_for_write else "launch"] += 1
-        self.num_left_temporaries += sweep.is_writing()
+        self.num_half_files += not sweep.temporaries() <= stale
 
     def _strike_job(self, sweep: Sweep, launch: Launch) -> None:
         while not (jobs := sweep.jobs()):
@@ -288,7 +294,7 @@ def main() -> None:
     print(
         f"under fire: {num_sweeps * NUM_RUNS} runs in {time.monotonic() - start:.0f} s; kills: "
         + ", ".join(f"{number} of {kind}" for kind, number in sorted(killer.kinds.items()))
-        + f"; {killer.num_left_temporaries} left half a file behind (seed {settings.seed})"
+        + f"; {killer.num_half_files} left half a file behind (seed {settings.seed})"
     )
     if found:
         sys.exit("\n".join([f"{len(found)} faults, see {folder}", *found]))
