@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lra.gpus import visible_gpus
+from lra.own_process import run_in_own_process
 from lra.ranks import own_rank
 from lra.record import RunDirectory
 
@@ -26,6 +30,11 @@ def main(config: DictConfig) -> None:
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     try:
         if is_done(directory, config):
+            return
+        if wants_own_process():
+            wants_gpu = config.device in ("auto", "cuda")
+            gpus = visible_gpus(HydraConfig.get().sweeper.gpus) if wants_gpu else []
+            run_in_own_process(single_run(), gpus)
             return
         with directory.lock if rank.is_first else nullcontext():
             if not is_done(directory, config):  # its last owner may have finished just now
@@ -43,6 +52,23 @@ def is_done(directory: RunDirectory, config: DictConfig) -> bool:
     if is_completed:
         log.info("already done: %s", directory.path)
     return is_completed
+
+
+def wants_own_process() -> bool:
+    """Whether this process is a sweep's, and its sweeper wants a process for each job."""
+    app = HydraConfig.get()
+    return app.mode == RunMode.MULTIRUN and bool(getattr(app.sweeper, "isolate", False))
+
+
+def single_run() -> list[str]:
+    """The command that runs this job of a sweep alone, in its directory."""
+    app = HydraConfig.get()
+    own = [word for word in app.overrides.hydra if not word.startswith("hydra.mode=")]
+    quoted = str(app.runtime.output_dir).replace("'", "\\'")
+    folders = [s.path for s in app.runtime.config_sources if s.provider == "command-line"]
+    flags = [f"--config-dir={folder}" for folder in folders]
+    words = [*own, *app.overrides.task, f"hydra.run.dir='{quoted}'"]
+    return [sys.executable, str(Path(__file__).resolve()), *flags, *words]
 
 
 def train(config: DictConfig, directory: RunDirectory) -> None:

@@ -154,3 +154,12 @@ def test_a_stand_in_is_never_filed_under_the_tasks_name(compose_run, tmp_path):
 def test_a_position_beyond_the_longest_sequence_does_not_exist(compose_run):
     core = instantiate(compose_run().attention)(AttentionDims(2, 32, 2048))
     assert core.dims.max_seq_len == 2048
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf/launcher").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_launcher_changes_where_a_run_goes_and_nothing_of_the_run(compose_run, path):
+    plugin = {"local": "submitit", "slurm": "submitit"}.get(path.stem, path.stem)
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    assert compose_run(f"launcher={path.stem}") == compose_run()
