@@ -92,8 +92,8 @@ class NystromformerAttention(AttentionCore):
         )
         with torch.autocast(q.device.type, enabled=False):
             kernel = landmark_kernel(landmark_q, landmark_k, landmarks)
-            landmark_v = iterative_inverse(kernel, self.num_iterations) @ landmark_v.to(
-                kernel.dtype
+            landmark_v = multiply_by_inverse(
+                kernel, landmark_v.to(kernel.dtype), self.num_iterations
             )
         out = F.scaled_dot_product_attention(
             q, landmark_k.to(q.dtype), landmark_v.to(v.dtype), attn_mask=landmarks[:, None, None, :]
@@ -151,24 +151,38 @@ def landmark_kernel(
     return zero_padding(weights, landmarks)
 
 
-def iterative_inverse(
-    matrix: Float[Tensor, "b h l l"], num_iterations: int
-) -> Float[Tensor, "b h l l"]:
-    """Z after a number of steps, for a matrix whose rows sum to 1 or are zero."""
+def multiply_by_inverse(
+    matrix: Float[Tensor, "b h l l"], values: Float[Tensor, "b h l p"], num_iterations: int
+) -> Float[Tensor, "b h l p"]:
+    """Z V after a number of steps, for a matrix A whose rows sum to 1 or are zero."""
     largest_column = matrix.sum(-2).amax(-1)[..., None, None]  # ||A||_1; ||A||_inf is 1
     inverse = matrix.mT / largest_column
-    for _ in range(num_iterations):
-        product = matrix @ inverse
-        # Multiplied out, each line keeps two matrices for the backward pass, none of them shifted.
-        inner = 7 * product - product @ product
-        inner = 15 * product - product @ inner
-        inverse = (13 * inverse - inverse @ inner) / 4
-    return inverse
+    for _ in range(num_iterations - 1):
+        inverse = improve_inverse(matrix, inverse)
+    # The last step needs no matrix of L columns: Z (13 V - A Z (15 V - A Z (7 V - A Z V))) / 4.
+    inner = values
+    for coefficient in (7, 15, 13):
+        inner = coefficient * values - matrix @ (inverse @ inner)
+    return inverse @ inner / 4
+
+
+def improve_inverse(
+    matrix: Float[Tensor, "b h l l"], inverse: Float[Tensor, "b h l l"]
+) -> Float[Tensor, "b h l l"]:
+    """Z of the next step."""
+    product = matrix @ inverse
+    # Multiplied out, each line keeps two matrices for the backward pass, none of them shifted.
+    inner = 7 * product - product @ product
+    inner = 15 * product - product @ inner
+    return (13 * inverse - inverse @ inner) / 4
 
 
 def convolve_tokens(
     v: Float[Tensor, "b h n p"], token_mask: Bool[Tensor, "b n"], conv: nn.Conv2d
 ) -> Float[Tensor, "b h n p"]:
     """Each head's filter along the positions, over the values of tokens alone."""
-    filters = conv.weight.to(v.dtype)
-    return F.conv2d(zero_padding(v, token_mask), filters, padding="same", groups=v.shape[1])
+    # With a channel for each head and feature, innermost in memory, a depthwise kernel runs.
+    channels = zero_padding(v, token_mask).transpose(1, 2).flatten(2).mT[..., None]  # b h*p n 1
+    filters = conv.weight.to(v.dtype).repeat_interleave(v.shape[-1], dim=0)  # h*p 1 k 1
+    out = F.conv2d(channels, filters, padding="same", groups=len(filters))
+    return out[..., 0].unflatten(1, v.shape[1::2]).mT
