@@ -155,26 +155,28 @@ def multiply_by_inverse(
     matrix: Float[Tensor, "b h l l"], values: Float[Tensor, "b h l p"], num_iterations: int
 ) -> Float[Tensor, "b h l p"]:
     """Z V after a number of steps, for a matrix A whose rows sum to 1 or are zero."""
+    num_heads = matrix.shape[1]
+    matrix, values = matrix.flatten(0, 1), values.flatten(0, 1)  # b*h, as baddbmm takes one axis
     largest_column = matrix.sum(-2).amax(-1)[..., None, None]  # ||A||_1; ||A||_inf is 1
     inverse = matrix.mT / largest_column
     for _ in range(num_iterations - 1):
         inverse = improve_inverse(matrix, inverse)
-    # The last step needs no matrix of L columns: Z (13 V - A Z (15 V - A Z (7 V - A Z V))) / 4.
+    # The last step, on the values, multiplies no two matrices of L columns.
     inner = values
     for coefficient in (7, 15, 13):
-        inner = coefficient * values - matrix @ (inverse @ inner)
-    return inverse @ inner / 4
+        inner = torch.baddbmm(values, matrix, inverse @ inner, beta=coefficient, alpha=-1)
+    return (inverse @ inner / 4).unflatten(0, (-1, num_heads))
 
 
 def improve_inverse(
-    matrix: Float[Tensor, "b h l l"], inverse: Float[Tensor, "b h l l"]
-) -> Float[Tensor, "b h l l"]:
+    matrix: Float[Tensor, "g l l"], inverse: Float[Tensor, "g l l"]
+) -> Float[Tensor, "g l l"]:
     """Z of the next step."""
-    product = matrix @ inverse
     # Multiplied out, each line keeps two matrices for the backward pass, none of them shifted.
-    inner = 7 * product - product @ product
-    inner = 15 * product - product @ inner
-    return (13 * inverse - inverse @ inner) / 4
+    product = matrix @ inverse
+    inner = torch.baddbmm(product, product, product, beta=7, alpha=-1)
+    inner = torch.baddbmm(product, product, inner, beta=15, alpha=-1)
+    return torch.baddbmm(inverse, inverse, inner, beta=13 / 4, alpha=-1 / 4)
 
 
 def convolve_tokens(
