@@ -197,7 +197,9 @@ def sum_weighted_values(
 
 
 def average_rounds(
-    out: Float[Tensor, "b h r n p"], mass: Float[Tensor, "b h r n"], reference: Float[Tensor, "b h r n"]
+    out: Float[Tensor, "b h r n p"],
+    mass: Float[Tensor, "b h r n"],
+    reference: Float[Tensor, "b h r n"],
 ) -> Float[Tensor, "b h n p"]:
     """Mean over rounds, weighted by the softmax denominators."""
     scale = (reference - reference.amax(2, keepdim=True)).exp()
