@@ -11,8 +11,9 @@ the output is F (Z (G V)), where Z approximates the pseudo-inverse of A by a fix
 
     Z0 = A' / (||A||_1 ||A||_inf),  Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4
 
-4 n L p + 4 num_iterations L³ multiply-adds; O(n + L²) memory. The original experiments add a
-depthwise convolution of V along the sequence (`conv_kernel_size`).
+The last step is never a matrix: it is applied to G V. 4 n L p + 4 (num_iterations - 1) L³
+multiply-adds, and 7 L² p; O(n + L²) memory. The original experiments add a depthwise convolution
+of V along the sequence (`conv_kernel_size`).
 
 Departs from the paper and its release in that segments are cut among the tokens of each sequence,
 as evenly as their number allows, so that padding and holes enter no landmark; a sequence of at

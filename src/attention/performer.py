@@ -2,7 +2,7 @@
 
 Choromanski et al., "Rethinking Attention with Performers", ICLR 2021,
 https://arxiv.org/abs/2009.14794, Lemma 1 and Section 2.4. 4 n m p multiply-adds, where Table 3 of
-the Skeinformer paper says 3; O(n m) memory.
+the Skeinformer paper says 3, and 8 n m for a bias; O(n m) memory, of phi(K) alone.
 
 With x~ = x / p^(1/4), phi(x) = m^(-1/2) exp(W x~ - |x~|²/2) satisfies
 E[phi(q)' phi(k)] = exp(q'k / sqrt(p)), and D⁻¹ phi(Q) (phi(K)' V) replaces softmax attention.
