@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from attention.base import AttentionDims
-from attention.performer import PerformerAttention, draw_orthogonal_rows, log_features
+from attention.performer import PerformerAttention, draw_orthogonal_rows, summarize_keys
 from attention.softmax import FusedSoftmaxAttention
 
 DIM = 8
@@ -84,9 +84,11 @@ def estimate_kernel(
     q: Float[Tensor, " p"], k: Float[Tensor, " p"], projections: Float[Tensor, "t m p"]
 ) -> Float[Tensor, " t"]:
     """phi(q)' phi(k), one estimate per projection."""
-    x = torch.stack([q, k])[None, None]  # 1 1 2 p
-    log_phi = torch.stack([log_features(x, w)[0, 0] for w in projections])  # t 2 m
-    return log_phi.sum(1).exp().mean(-1)
+    x = torch.stack([q, k])[:, None, None]  # 2 1 1 p, each a sequence of one key
+    one_key = torch.ones(2, 1, dtype=torch.bool)
+    scaled = projections * DIM**-0.25
+    log_phi = torch.stack([summarize_keys(x, x, one_key, w)[1] for w in scaled])  # t 2 1 m 1
+    return log_phi.sum(1).exp().mean((1, 2, 3))
 
 
 def test_the_kernel_estimate_is_unbiased_and_orthogonal_rows_lower_its_variance() -> None:

@@ -27,7 +27,7 @@ be padding, and its output would depend on how far it is padded.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attention.base import (
@@ -37,6 +37,7 @@ from attention.base import (
     checked_count,
     zero_padding,
 )
+from attention.blocks import gather_blocks, split_blocks
 
 UNUSED = -1
 
@@ -164,20 +165,3 @@ def middle_rows(
         attn_mask=mask[:, :, None, :],
     )
     return attended.unflatten(1, (-1, c - 2))
-
-
-def split_blocks(x: Shaped[Tensor, "b h n p"], block_size: int) -> Shaped[Tensor, "b h c w p"]:
-    """Cut the sequence into blocks, filling the last one with zeros."""
-    filled = F.pad(x, (0, 0, 0, -x.shape[2] % block_size))
-    return filled.unflatten(2, (-1, block_size))
-
-
-def gather_blocks(
-    x: Float[Tensor, "b h c w p"], blocks: Int[Tensor, "b h r t"]
-) -> Float[Tensor, "b h r l p"]:
-    """The keys of t blocks in a row, l = t w, for each of r rows."""
-    b, h, c, w, _ = x.shape
-    start = torch.arange(b * h, device=x.device).view(b, h, 1, 1) * c
-    # An embedding lookup copies whole blocks, and adds whole blocks in the backward pass.
-    rows = F.embedding(start + blocks, x.flatten(0, 2).flatten(1))  # b h r t wp
-    return rows.unflatten(-1, (w, -1)).flatten(3, 4)

@@ -68,8 +68,9 @@ class LinformerAttention(AttentionCore):
         token_mask: Bool[Tensor, "b n"],
     ) -> Float[Tensor, "b h n p"]:
         projection = self.projection[..., : q.shape[2]]
-        projected_k = multiply_tokens(projection, zero_padding(k, token_mask))  # b h d p
-        projected_v = multiply_tokens(projection, zero_padding(v, token_mask))  # b h d p
+        # In one product, so that the projection is read, and its gradient written, once.
+        keys_and_values = zero_padding(torch.cat([k, v], dim=-1), token_mask)
+        projected_k, projected_v = multiply_tokens(projection, keys_and_values).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(q, projected_k, projected_v)
         return zero_padding(attended, token_mask)
 

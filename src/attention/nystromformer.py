@@ -11,8 +11,9 @@ the output is F (Z (G V)), where Z approximates the pseudo-inverse of A by a fix
 
     Z0 = A' / (||A||_1 ||A||_inf),  Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4
 
-4 n L p + 4 num_iterations L³ multiply-adds; O(n + L²) memory. The original experiments add a
-depthwise convolution of V along the sequence (`conv_kernel_size`).
+The last step is never a matrix: it is applied to G V. 4 n L p + 4 (num_iterations - 1) L³
+multiply-adds, and 7 L² p; O(n + L²) memory. The original experiments add a depthwise convolution
+of V along the sequence (`conv_kernel_size`).
 
 Departs from the paper and its release in that segments are cut among the tokens of each sequence,
 as evenly as their number allows, so that padding and holes enter no landmark; a sequence of at
@@ -92,8 +93,8 @@ class NystromformerAttention(AttentionCore):
         )
         with torch.autocast(q.device.type, enabled=False):
             kernel = landmark_kernel(landmark_q, landmark_k, landmarks)
-            landmark_v = iterative_inverse(kernel, self.num_iterations) @ landmark_v.to(
-                kernel.dtype
+            landmark_v = multiply_by_inverse(
+                kernel, landmark_v.to(kernel.dtype), self.num_iterations
             )
         out = F.scaled_dot_product_attention(
             q, landmark_k.to(q.dtype), landmark_v.to(v.dtype), attn_mask=landmarks[:, None, None, :]
@@ -151,24 +152,40 @@ def landmark_kernel(
     return zero_padding(weights, landmarks)
 
 
-def iterative_inverse(
-    matrix: Float[Tensor, "b h l l"], num_iterations: int
-) -> Float[Tensor, "b h l l"]:
-    """Z after a number of steps, for a matrix whose rows sum to 1 or are zero."""
+def multiply_by_inverse(
+    matrix: Float[Tensor, "b h l l"], values: Float[Tensor, "b h l p"], num_iterations: int
+) -> Float[Tensor, "b h l p"]:
+    """Z V after a number of steps, for a matrix A whose rows sum to 1 or are zero."""
+    num_heads = matrix.shape[1]
+    matrix, values = matrix.flatten(0, 1), values.flatten(0, 1)  # b*h, as baddbmm takes one axis
     largest_column = matrix.sum(-2).amax(-1)[..., None, None]  # ||A||_1; ||A||_inf is 1
     inverse = matrix.mT / largest_column
-    for _ in range(num_iterations):
-        product = matrix @ inverse
-        # Multiplied out, each line keeps two matrices for the backward pass, none of them shifted.
-        inner = 7 * product - product @ product
-        inner = 15 * product - product @ inner
-        inverse = (13 * inverse - inverse @ inner) / 4
-    return inverse
+    for _ in range(num_iterations - 1):
+        inverse = improve_inverse(matrix, inverse)
+    # The last step, on the values, multiplies no two matrices of L columns.
+    inner = values
+    for coefficient in (7, 15, 13):
+        inner = torch.baddbmm(values, matrix, inverse @ inner, beta=coefficient, alpha=-1)
+    return (inverse @ inner / 4).unflatten(0, (-1, num_heads))
+
+
+def improve_inverse(
+    matrix: Float[Tensor, "g l l"], inverse: Float[Tensor, "g l l"]
+) -> Float[Tensor, "g l l"]:
+    """Z of the next step."""
+    # Multiplied out, each line keeps two matrices for the backward pass, none of them shifted.
+    product = matrix @ inverse
+    inner = torch.baddbmm(product, product, product, beta=7, alpha=-1)
+    inner = torch.baddbmm(product, product, inner, beta=15, alpha=-1)
+    return torch.baddbmm(inverse, inverse, inner, beta=13 / 4, alpha=-1 / 4)
 
 
 def convolve_tokens(
     v: Float[Tensor, "b h n p"], token_mask: Bool[Tensor, "b n"], conv: nn.Conv2d
 ) -> Float[Tensor, "b h n p"]:
     """Each head's filter along the positions, over the values of tokens alone."""
-    filters = conv.weight.to(v.dtype)
-    return F.conv2d(zero_padding(v, token_mask), filters, padding="same", groups=v.shape[1])
+    # With a channel for each head and feature, innermost in memory, a depthwise kernel runs.
+    channels = zero_padding(v, token_mask).transpose(1, 2).flatten(2).mT[..., None]  # b h*p n 1
+    filters = conv.weight.to(v.dtype).repeat_interleave(v.shape[-1], dim=0)  # h*p 1 k 1
+    out = F.conv2d(channels, filters, padding="same", groups=len(filters))
+    return out[..., 0].unflatten(1, v.shape[1::2]).mT

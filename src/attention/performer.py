@@ -2,7 +2,7 @@
 
 Choromanski et al., "Rethinking Attention with Performers", ICLR 2021,
 https://arxiv.org/abs/2009.14794, Lemma 1 and Section 2.4. 4 n m p multiply-adds, where Table 3 of
-the Skeinformer paper says 3; O(n m) memory.
+the Skeinformer paper says 3, and 8 n m for a bias; O(n m) memory, of phi(K) alone.
 
 With x~ = x / p^(1/4), phi(x) = m^(-1/2) exp(W x~ - |x~|²/2) satisfies
 E[phi(q)' phi(k)] = exp(q'k / sqrt(p)), and D⁻¹ phi(Q) (phi(K)' V) replaces softmax attention.
@@ -23,6 +23,7 @@ the signs that the QR decomposition leaves open. As there, the features are draw
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -33,6 +34,9 @@ from attention.base import (
     checked_count,
     zero_padding,
 )
+
+EXTRA_DIMS = 4
+"""That carry a bias through the fused kernel; four, as rows of 16 bytes are what it takes."""
 
 
 class PerformerAttention(AttentionCore):
@@ -58,33 +62,48 @@ class PerformerAttention(AttentionCore):
         # Rounded to bfloat16, a score of 100 would be off by up to 0.25 before its exponential.
         with torch.autocast(q.device.type, enabled=False):
             dtype = torch.promote_types(q.dtype, torch.float32)
-            projection = self.projection.to(dtype)
-            log_phi_k = log_features(k.to(dtype), projection)
-            values, log_mass = summarize_keys(log_phi_k, v.to(dtype), attendable_keys(token_mask))
-            feature_weights = (log_features(q.to(dtype), projection) + log_mass).softmax(-1)
-            out = feature_weights @ values
+            projection = self.projection.to(dtype) * q.shape[-1] ** -0.25
+            keys = attendable_keys(token_mask)
+            means, log_mass = summarize_keys(k.to(dtype), v.to(dtype), keys, projection)
+            out = attend_to_features(q.to(dtype), projection, means, log_mass)
         return zero_padding(out.to(v.dtype), token_mask)
 
 
-def log_features(
-    x: Float[Tensor, "b h n p"], projection: Float[Tensor, "m p"]
-) -> Float[Tensor, "b h n m"]:
-    """log(sqrt(m) phi(x)) of Lemma 1; the m^(-1/2) cancels in the normalization."""
-    x = x * x.shape[-1] ** -0.25
-    return x @ projection.mT - x.square().sum(-1, keepdim=True) / 2
-
-
 def summarize_keys(
-    log_phi_k: Float[Tensor, "b h n m"],
+    k: Float[Tensor, "b h n p"],
     v: Float[Tensor, "b h n p"],
     keys: Bool[Tensor, "b n"],
-) -> tuple[Float[Tensor, "b h m p"], Float[Tensor, "b h 1 m"]]:
-    """Per feature, the mean of the values weighted by phi(K), and the log of the total weight."""
-    log_phi_k = log_phi_k.masked_fill(~keys[:, None, :, None], float("-inf"))
-    largest = log_phi_k.detach().amax(2, keepdim=True)  # b h 1 m
-    phi_k = (log_phi_k - largest).exp()  # b h n m
-    mass = phi_k.sum(2, keepdim=True)  # b h 1 m, at least 1: the largest term
-    return (phi_k.mT @ v) / mass.mT, mass.log() + largest
+    projection: Float[Tensor, "m p"],
+) -> tuple[Float[Tensor, "b h m p"], Float[Tensor, "b h m 1"]]:
+    """G, for each feature the mean of the values weighted by phi(K), and the log of the weights.
+
+    `projection` is W / p^(1/4), so that it takes k as it is. The m^(-1/2) of phi is left out: it
+    cancels in the normalization.
+    """
+    norms = (k.square().sum(-1) / (2 * k.shape[-1] ** 0.5)).masked_fill(~keys[:, None], torch.inf)
+    log_phi_k = (projection @ k.mT).sub_(norms[:, :, None])  # b h m n
+    largest = log_phi_k.detach().amax(-1, keepdim=True)
+    phi_k = log_phi_k.sub_(largest).exp_()  # in place: the logarithms are not needed again
+    mass = phi_k.sum(-1, keepdim=True)  # b h m 1, at least 1: the largest term
+    return (phi_k @ v) / mass, mass.log() + largest
+
+
+def attend_to_features(
+    q: Float[Tensor, "b h n p"],
+    projection: Float[Tensor, "m p"],
+    means: Float[Tensor, "b h m p"],
+    log_mass: Float[Tensor, "b h m 1"],
+) -> Float[Tensor, "b h n p"]:
+    """R, softmax attention of the queries to the features; |q|² cancels."""
+    # A bias that carries a gradient is more than fused kernels take; as part of q'k it is none.
+    biases = log_mass / EXTRA_DIMS
+    features = torch.cat(
+        [projection.expand(*means.shape[:2], -1, -1), biases.expand(-1, -1, -1, EXTRA_DIMS)], -1
+    )
+    extended_q = F.pad(q, (0, EXTRA_DIMS), value=1.0)
+    values = F.pad(means, (0, EXTRA_DIMS))
+    out = F.scaled_dot_product_attention(extended_q, features, values, scale=1.0)
+    return out[..., : q.shape[-1]]
 
 
 def draw_orthogonal_rows(num_rows: int, dim: int) -> Float[Tensor, "m p"]:

@@ -35,6 +35,7 @@ from attention.base import (
     checked_count,
     zero_padding,
 )
+from attention.blocks import gather_blocks
 
 
 class ReformerAttention(AttentionCore):
@@ -86,9 +87,8 @@ class ReformerAttention(AttentionCore):
             with torch.no_grad():
                 buckets = hash_tokens(q, keys, rotations, self.chunk_size)
                 order = sort_tokens(buckets, keys)
-            out, lse = attend_in_chunks(q, v, keys, order, self.chunk_size)
-            out = average_rounds(out, lse)
-        return zero_padding(out, token_mask)
+            out = attend_in_chunks(q, v.to(q.dtype), keys, order, self.chunk_size)
+        return zero_padding(out.to(v.dtype), token_mask)
 
 
 def num_directions(num_tokens: int, chunk_size: int) -> int:
@@ -108,14 +108,17 @@ def hash_tokens(
     A sequence uses the first columns of R, whatever the length to which it is padded.
     """
     width = num_directions(q.shape[2], chunk_size)
-    rotated = q[:, :, None] @ rotations[..., :width].to(q.dtype)  # b h r n c
     powers = 2 ** torch.arange(width.bit_length(), device=q.device)
     num_chunks = -(-keys.sum(-1) // chunk_size)
     used = powers[torch.searchsorted(powers, num_chunks)]  # b, as num_directions
-    directions = torch.arange(width, device=q.device).repeat(2)
-    unused = directions >= used[:, None, None, None, None]
-    both = torch.cat([rotated, -rotated], dim=-1).masked_fill(unused, float("-inf"))
-    return both.argmax(-1)
+    is_used = torch.arange(width, device=q.device) < used[:, None]  # b c
+    directions = rotations[..., :width].to(q.dtype).mT * is_used[:, None, None, :, None]
+    rotated = directions.flatten(2, 3) @ q.mT  # b h r*c n
+    rotated = rotated.unflatten(2, directions.shape[2:4])  # b h r c n
+    # The largest of [xR; -xR] is the largest |xR|, on its own side; a direction of zeros is none.
+    direction = rotated.abs().max(3, keepdim=True).indices
+    is_opposite = rotated.gather(3, direction) < 0
+    return (direction + is_opposite * width).squeeze(3)
 
 
 def sort_tokens(
@@ -132,32 +135,31 @@ def attend_in_chunks(
     keys: Bool[Tensor, "b n"],
     order: Int[Tensor, "b h r n"],
     chunk_size: int,
-) -> tuple[Float[Tensor, "b h r n p"], Float[Tensor, "b h r n"]]:
-    """Output and log-denominator of each token in each round of sorting."""
+) -> Float[Tensor, "b h n p"]:
+    """Attention of each token to the keys that are in reach in any round of sorting."""
     b, h, num_hashes, n = order.shape
-    num_chunks = -(-n // chunk_size)
-    slots, blocked = chunk_windows(keys.sum(-1), num_chunks, chunk_size)
-    sorted_rows = F.pad(order, (0, num_chunks * chunk_size - n))  # b h r c*m
-    window_rows = sorted_rows.gather(
-        3, slots.flatten(1)[:, None, None].expand(b, h, num_hashes, -1)
+    slots = F.pad(order, (0, -n % chunk_size))
+    sorted_q, sorted_v = (
+        gather_blocks(x[:, :, :, None], slots).flatten(1, 2).unflatten(2, (-1, chunk_size))
+        for x in (q, v)
+    )  # b h*r c m p
+    sorted_k = F.rms_norm(sorted_q, q.shape[-1:], eps=1e-6) * q.shape[-1] ** -0.5
+    reach, blocked = chunks_in_reach(keys.sum(-1), sorted_q.shape[2], chunk_size)
+    reach = reach[:, None].expand(-1, h * num_hashes, -1, -1)
+    out, mass, reference = sum_weighted_values(
+        sorted_q, gather_blocks(sorted_k, reach), gather_blocks(sorted_v, reach), blocked[:, None]
     )
-    unit_k = F.rms_norm(q, q.shape[-1:], eps=1e-6) * q.shape[-1] ** -0.5
-    chunk_out, chunk_lse = attend_with_lse(
-        gather_rounds(q, sorted_rows).unflatten(3, (num_chunks, -1)),
-        gather_rounds(unit_k, window_rows).unflatten(3, (num_chunks, -1)),
-        gather_rounds(v, window_rows).unflatten(3, (num_chunks, -1)),
-        blocked[:, None, None],
-    )
-    out, lse = chunk_out.flatten(3, 4)[..., :n, :], chunk_lse.flatten(3)[..., :n]
-    # Undo the sorting. A gather would keep what it reads for the backward pass.
-    out = torch.empty_like(out).scatter(3, order[..., None].expand_as(out), out)
-    return out, torch.empty_like(lse).scatter(3, order, lse)
+    token = torch.arange(n, device=q.device).expand_as(order)
+    slot_of = torch.empty_like(order).scatter(3, order, token)
+    out = gather_blocks(out.flatten(2, 3)[:, :, :, None], slot_of.view(b, -1, 1, n))
+    mass, reference = (x.view(b, h, num_hashes, -1).gather(3, slot_of) for x in (mass, reference))
+    return average_rounds(out.view(b, h, num_hashes, n, -1), mass, reference)
 
 
-def chunk_windows(
+def chunks_in_reach(
     num_keys: Int[Tensor, "b"], num_chunks: int, chunk_size: int
-) -> tuple[Int[Tensor, "b c w"], Bool[Tensor, "b c m w"]]:
-    """Which slots of the sorted order are in reach of each chunk, and which pairs are blocked.
+) -> tuple[Int[Tensor, "b c 2"], Bool[Tensor, "b c m w"]]:
+    """Which chunks of the sorted order each chunk attends to, and which pairs are blocked.
 
     In reach are the chunk before and the chunk itself, w = 2 m slots. Before the first chunk comes
     the last one that holds keys; where that is the same chunk, all its keys count twice, which
@@ -169,41 +171,36 @@ def chunk_windows(
     chunk = torch.arange(num_chunks, device=num_keys.device)[:, None]  # c 1
     last_chunk = (num_keys - 1) // chunk_size  # b 1 1
     before = torch.where(chunk == 0, last_chunk, chunk - 1)  # b c 1
+    reach = torch.cat([before, chunk.expand_as(before)], dim=-1)  # b c 2
     offset = torch.arange(chunk_size, device=num_keys.device)
-    own_slots = (chunk * chunk_size + offset).expand(*before.shape[:2], -1)  # b c m
-    slots = torch.cat([before * chunk_size + offset, own_slots], dim=-1)  # b c w
-    is_self = own_slots[..., None] == slots[..., None, :]  # b c m w
+    slots = (reach[..., None] * chunk_size + offset).flatten(2)  # b c w
+    own_slots = slots[..., chunk_size:, None]  # b c m 1
+    is_self = own_slots == slots[..., None, :]  # b c m w
     blocked = (slots >= num_keys)[..., None, :] | (is_self & (num_keys > 1)[..., None])
-    return slots, blocked & (own_slots < num_keys)[..., None]
+    return reach, blocked & (own_slots < num_keys[..., None])
 
 
-def gather_rounds(
-    x: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h r s"]
-) -> Float[Tensor, "b h r s p"]:
-    """Rows of `x` in each round's order."""
-    # A round apart, so that no row's gradient sums three terms, of which the order would matter.
-    by_round = x[:, :, None].expand(-1, -1, rows.shape[2], -1, -1)
-    return by_round.gather(3, rows[..., None].expand(*rows.shape, x.shape[-1]))
-
-
-def attend_with_lse(
+def sum_weighted_values(
     q: Float[Tensor, "*g m p"],
     k: Float[Tensor, "*g w p"],
     v: Float[Tensor, "*g w p"],
     blocked: Bool[Tensor, "*#g m w"],
-) -> tuple[Float[Tensor, "*g m p"], Float[Tensor, "*g m"]]:
-    """Softmax attention without a factor on the logits, and the logarithm of its denominators."""
-    logits = (q @ k.mT).masked_fill(blocked, float("-inf"))
-    weights = logits.softmax(-1)
-    # The denominator is exp(s_j) / weight_j for any j. logsumexp would keep the logits as well.
-    largest, key = logits.max(-1, keepdim=True)
-    lse = largest - weights.gather(-1, key).log()
-    return weights.to(v.dtype) @ v, lse.squeeze(-1)
+) -> tuple[Float[Tensor, "*g m p"], Float[Tensor, "*g m"], Float[Tensor, "*g m"]]:
+    """Sums of the values and of the weights exp(q . k - z), and z, each row's largest logit.
+
+    Their quotient is softmax attention, whatever z; which therefore carries no gradient.
+    """
+    logits = (q @ k.mT).masked_fill_(blocked, float("-inf"))
+    largest = logits.detach().amax(-1, keepdim=True)
+    weights = logits.sub_(largest).exp_()  # in place: the logits are not needed again
+    return weights @ v, weights.sum(-1), largest.squeeze(-1)
 
 
 def average_rounds(
-    out: Float[Tensor, "b h r n p"], lse: Float[Tensor, "b h r n"]
+    out: Float[Tensor, "b h r n p"],
+    mass: Float[Tensor, "b h r n"],
+    reference: Float[Tensor, "b h r n"],
 ) -> Float[Tensor, "b h n p"]:
     """Mean over rounds, weighted by the softmax denominators."""
-    share = lse.softmax(2).to(out.dtype)
-    return (share[..., None] * out).sum(2)
+    scale = (reference - reference.amax(2, keepdim=True)).exp()
+    return (scale[..., None] * out).sum(2) / (scale * mass).sum(2)[..., None]
