@@ -1,5 +1,6 @@
 """One thread, fixed seeds, and small data in the real formats."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,12 @@ TASKS = sorted(path.stem for path in (ROOT / "conf/task").glob("*.yaml"))
 def _reproducible() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_works() -> None:
+    """Also where tests run in the background of a shell, which then has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -139,3 +139,25 @@ def test_looking_at_a_lock_does_not_keep_others_from_taking_it(tmp_path):
             pass
     is_over.set()
     looking.join()
+
+
+def test_of_many_who_wait_one_at_a_time_owns(tmp_path, monkeypatch):
+    """Whoever has waited at a file that its last owner removed does not own the next one's."""
+    monkeypatch.setattr(lock, "HANDOVER_SECONDS", 60)
+    path, inside, most = tmp_path / "lock", [], []
+
+    def own():
+        for _ in range(20):
+            with Lock(path):
+                inside.append(1)
+                time.sleep(0.01)
+                most.append(len(inside))
+                inside.pop()
+
+    waiting = [threading.Thread(target=own) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    for thread in waiting:
+        thread.join()
+    assert most == [1] * 80
+    assert not path.exists()

@@ -217,7 +217,8 @@ def test_core_trains_without_trackers_readers_or_plots_installed(command, tmp_pa
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n"
     )
-    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command(), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_record(run_directory(tmp_path, "adhoc"))["status"] == "completed"

@@ -46,7 +46,7 @@ class Lock:
     On one machine the kernel's word decides: it frees the lock of a process however that died.
     Not all file systems pass `flock` on to other machines, so an owner there counts as alive while
     its signature is being touched. A lock left behind is taken over, after a wait of
-    `DEAD_AFTER_SECONDS` if it is another machine's. The file stays, empty when nobody owns it.
+    `DEAD_AFTER_SECONDS` if it is another machine's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,8 +58,11 @@ class Lock:
         owner = self._signature()
         if owner is None:
             return None
-        with self.path.open("r+") as file:
-            is_free = try_flock(file)
+        try:
+            with self.path.open("r+") as file:
+                is_free = try_flock(file)
+        except FileNotFoundError:  # released just now
+            return None
         if is_free is False:
             return owner
         if is_free and owner.host == socket.gethostname():
@@ -69,12 +72,8 @@ class Lock:
     def __enter__(self) -> "Lock":
         """Own the directory. Raises `InUseError` if somebody else does."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+")
-        try:
-            self._take(file)
-        except BaseException:
+        while not self._take(file := self.path.open("a+")):  # its last owner has removed it
             file.close()
-            raise
         self._file = file
         self._released.clear()
         self._toucher = threading.Thread(target=self._touch, args=(file.fileno(),), daemon=True)
@@ -89,10 +88,10 @@ class Lock:
     ) -> None:
         self._released.set()
         self._toucher.join()
-        self._file.truncate(0)
+        self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def _take(self, file: IO[str]) -> None:
+    def _take(self, file: IO[str]) -> bool:
         until = time.monotonic() + HANDOVER_SECONDS
         while (is_free := try_flock(file)) is False:
             if time.monotonic() > until:
@@ -103,10 +102,13 @@ class Lock:
             if not (is_free and left_behind.host == socket.gethostname()):
                 self._wait_for_a_touch(left_behind)
             log.warning("%s: taking over from %s, which is gone", self.path.parent, left_behind)
+        if os.fstat(file.fileno()).st_nlink == 0:
+            return False
         own = Owner(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
         file.truncate(0)
         file.write(json.dumps(asdict(own)))
         file.flush()
+        return True
 
     def _wait_for_a_touch(self, owner: Owner) -> None:
         """Raise `InUseError` as soon as the owner gives a sign of life; compares no clocks."""
@@ -118,9 +120,13 @@ class Lock:
         until = time.monotonic() + DEAD_AFTER_SECONDS
         while time.monotonic() < until:
             time.sleep(HEARTBEAT_SECONDS / 10)
-            with self.path.open() as file:  # opened anew: a network file system then looks again
-                if os.fstat(file.fileno()).st_mtime_ns != seen:
-                    raise InUseError(self._refusal(owner))
+            try:
+                with self.path.open() as file:  # opened anew: a network file system looks again
+                    touched = os.fstat(file.fileno()).st_mtime_ns
+            except FileNotFoundError:  # released
+                return
+            if touched != seen:
+                raise InUseError(self._refusal(owner))
 
     def _refusal(self, owner: Owner | None) -> str:
         return (
