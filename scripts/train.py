@@ -1,6 +1,7 @@
 """Train one run, or a sweep with -m. `python scripts/train.py --help` lists the choices."""
 
 import logging
+import os
 import shlex
 import sys
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ log = logging.getLogger("lra")
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Train what `config` says, or say that it has been done."""
+    os.chdir(HydraConfig.get().runtime.cwd)  # a cluster may start its workers elsewhere
     rank = own_rank()
     if not rank.is_first:  # one process speaks for the run
         log.setLevel(logging.ERROR)

@@ -189,6 +189,17 @@ def test_a_gpu_belongs_to_one_job_until_that_ends(tmp_path, monkeypatch):
         assert child.returncode == 0
 
 
+def test_a_process_sees_its_gpu_alone_and_keeps_it_when_this_one_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lra.gpus.tempfile.gettempdir", lambda: str(tmp_path))
+    program = f"""
+import os, pathlib
+assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+held = [path.resolve() for path in pathlib.Path("/proc/self/fd").iterdir()]
+assert any(path.is_relative_to("{tmp_path}") for path in held)
+"""
+    run_in_own_process([sys.executable, "-c", program], ["3"])
+
+
 def test_which_gpus_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr("lra.gpus.DRIVER", tmp_path)
     assert visible_gpus("auto") == []
