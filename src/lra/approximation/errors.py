@@ -4,11 +4,12 @@ Everything that is compared is computed in float64; `BV` is softmax attention of
 Section 3, `B = softmax(Q K' / sqrt(p))`, over the tokens of the mask.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from attention.base import AttentionCore, zero_padding
@@ -40,8 +41,6 @@ class ExactAttention:
 
     projections: Projections
     output: Float64[Tensor, "h n p"]
-    column_squares: Float64[Tensor, "h n"]
-    """Squared norm of each column of B."""
 
     @cached_property
     def spectral(self) -> Float64[Tensor, " h"]:
@@ -52,6 +51,14 @@ class ExactAttention:
     def frobenius(self) -> Float64[Tensor, " h"]:
         """||BV||_F of every head."""
         return self.output.flatten(1).norm(dim=-1)
+
+    @cached_property
+    def column_squares(self) -> Float64[Tensor, "h n"]:
+        """Squared norm of each column of B; costs another pass over it."""
+        squares = torch.zeros_like(self.output[..., 0])
+        for head, _, weights in weight_chunks(self.projections):
+            squares[head] += weights.square().sum(0)
+        return squares
 
     @cached_property
     def v_mean_error(self) -> Float64[Tensor, "h n p"]:
@@ -65,20 +72,28 @@ class ExactAttention:
 @torch.no_grad()
 def exact_attention(projections: Projections) -> ExactAttention:
     """Softmax attention in float64, a chunk of rows at a time; zero at padding."""
+    v = zero_padding(projections.v.double(), projections.token_mask)[0]
+    output = torch.zeros_like(v)
+    for head, rows, weights in weight_chunks(projections):
+        output[head, rows] = weights @ v[head]
+    return ExactAttention(projections, output)
+
+
+def weight_chunks(
+    projections: Projections,
+) -> Iterator[tuple[int, Int64[Tensor, " r"], Float64[Tensor, "r n"]]]:
+    """Rows of B: the head, which rows, and their weights; every token's row once."""
     mask = projections.token_mask
     q, k = (x[0].double() for x in (projections.q, projections.k))
-    v = zero_padding(projections.v.double(), mask)[0]
     q = q * q.shape[-1] ** -0.5
-    output = torch.zeros_like(v)
-    column_squares = torch.zeros_like(v[..., 0])
+    has_padding = not mask.all()
     tokens = mask[0].nonzero()[:, 0]
     for head in range(len(q)):
         for rows in tokens.split(max(1, SCORES_PER_CHUNK // mask.shape[1])):
             scores = q[head, rows] @ k[head].mT
-            weights = scores.masked_fill_(~mask, float("-inf")).softmax(-1)
-            output[head, rows] = weights @ v[head]
-            column_squares[head] += weights.square_().sum(0)
-    return ExactAttention(projections, output, column_squares)
+            if has_padding:
+                scores.masked_fill_(~mask, float("-inf"))
+            yield head, rows, scores.softmax(-1)
 
 
 def spectral_norm(x: Float64[Tensor, "h n p"]) -> Float64[Tensor, " h"]:
