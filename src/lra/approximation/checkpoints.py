@@ -43,7 +43,9 @@ class CheckpointSource:
         self.model = model.eval()
         layers = self.model.encoder.layers
         if not 0 <= layer < len(layers):
-            raise ValueError(f"source.layer={layer}: {run.path} has the layers 0 to {len(layers) - 1}")
+            raise ValueError(
+                f"source.layer={layer}: {run.path} has the layers 0 to {len(layers) - 1}"
+            )
         self.core = layers[layer].attention.core
         self.layer = layer
         self.split = split

@@ -116,17 +116,13 @@ def initialized_bert(
     return EncoderSource(model, pieces, name=name, text=text)
 
 
-def pretrained_bert(
-    *, model: str, layer: int, download: bool, text: str | None
-) -> EncoderSource:
+def pretrained_bert(*, model: str, layer: int, download: bool, text: str | None) -> EncoderSource:
     """A pretrained BERT by its folder, or by its name on the Hub if it is in the local cache.
 
     `download`: fetch it where it is not. Raises FileNotFoundError where it cannot be had.
     """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            model, local_files_only=not download
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=not download)
         bert = BertModel.from_pretrained(
             model,
             num_hidden_layers=layer + 1,

@@ -62,7 +62,9 @@ class Variant:
     build: Callable[[AttentionDims], AttentionCore]
 
 
-def variants(names: Iterable[str], num_features: Sequence[int], overrides: Sequence[str]) -> list[Variant]:
+def variants(
+    names: Iterable[str], num_features: Sequence[int], overrides: Sequence[str]
+) -> list[Variant]:
     """Every variant at every number of features; once, if its YAML does not ask for it."""
     found = []
     for name in names:
@@ -226,4 +228,6 @@ def measure_core(core: AttentionCore, exact: ExactAttention, seed: int) -> dict[
         "exact_frobenius": exact.frobenius,
     }
     predicted = prediction(core, exact, seed)
-    return measured | ({} if predicted is None else {"predicted_square": predicted.squares})
+    if predicted is not None:
+        measured[f"predicted_{predicted.norm}_square"] = predicted.squares
+    return measured
