@@ -3,7 +3,7 @@
     python scripts/approximate.py                                # the paper's four, on its sources
     python scripts/approximate.py attention=mine,skeinformer source=mine lengths=[1024,4096] \\
         temperature=[1,2,4,8]
-    python scripts/approximate.py source=checkpoint checkpoint=outputs/adhoc/clean/listops/skeinformer/seed_0
+    python scripts/approximate.py source=checkpoint checkpoint=RUN_DIRECTORY lengths=[2048]
     python scripts/approximate.py source=file file=PATH.npz      # arrays q, k, v
     python scripts/approximate.py attention=all source=gaussian source.score_scale=2
 
@@ -17,8 +17,9 @@ not measured again. Writes a CSV and pictures beside, and says what they show.
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
@@ -48,24 +49,20 @@ def main(arguments: Sequence[str]) -> int:
         else:
             overrides[key.split(".")[0] if "." in key else "study"].append(argument)
     config = composed(overrides["study"])
-    settings = StudySettings(**{key: plain(config[key]) for key in StudySettings.__annotations__})
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    settings = StudySettings(**{field.name: values[field.name] for field in fields(StudySettings)})
     attentions = selected_variants(names["attention"] or config.attentions)
     chosen = variants(attentions, settings.num_features, overrides["attention"])
     directory = Path(config.out) / config.study
     study = Study(settings, directory)
     groups: list[Group] = []
     for name in select(names["source"] or config.sources, source_names(), "source"):
-        for checkpoint in expand_paths(plain(config.checkpoint)):
+        for checkpoint in expand_paths(values["checkpoint"]):
             source = build_source(name, checkpoint, overrides)
             groups += study.groups(name, source, chosen)
     measure(study, groups)
     report(groups, directory, config.study)
     return 0
-
-
-def plain(value: object) -> object:
-    """Lists instead of Hydra's; a number or a path alone stays one, but for lists of numbers."""
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -115,7 +112,6 @@ def report(groups: Sequence[Group], directory: Path, name: str) -> None:
 
 if __name__ == "__main__":
     try:
-        with suppress(BrokenPipeError):
-            sys.exit(main(parse_overrides(sys.argv[1:], __doc__)))
+        sys.exit(main(parse_overrides(sys.argv[1:], __doc__)))
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"{type(error).__name__}: {error}")

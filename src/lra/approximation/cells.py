@@ -20,7 +20,7 @@ MEASURES = (
 )
 """What a trial measures: ||BV - R||₂ and ||BV - R||_F of the variant, the root mean square of its
 row sums minus 1, ||BV||₂ and ||BV||_F, and ||BV - R||₂ of V-Mean. Besides, where theory has
-one, the expected square of an error, `predicted_spectral_square` or `predicted_frobenius_square`."""
+one, the expected square of an error: `predicted_spectral_square`, `predicted_frobenius_square`."""
 
 
 @dataclass

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from attention.base import AttentionCore
 from lra import checkpoint
 from lra.approximation.errors import Projections
 from lra.record import RunDirectory
@@ -38,6 +39,7 @@ class CheckpointSource:
         config.task.data_dir = data_dir
         task: Task = instantiate(config.task)
         state = checkpoint.load(self.path)
+        assert isinstance(config, DictConfig)
         model = build_model(config, task)
         model.load_state_dict(state["model"])
         self.model = model.eval()
@@ -46,7 +48,9 @@ class CheckpointSource:
             raise ValueError(
                 f"source.layer={layer}: {run.path} has the layers 0 to {len(layers) - 1}"
             )
-        self.core = layers[layer].attention.core
+        core = self.model.get_submodule(f"encoder.layers.{layer}.attention.core")
+        assert isinstance(core, AttentionCore)
+        self.core = core
         self.layer = layer
         self.split = split
         self.record = run.read()

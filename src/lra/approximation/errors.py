@@ -31,8 +31,8 @@ class Projections:
         self, temperature: float, dtype: torch.dtype, device: torch.device
     ) -> "Projections":
         """With all scores multiplied by `temperature`, as a variant is to receive them."""
-        moved = [x.to(device=device, dtype=dtype) for x in (self.q * temperature, self.k, self.v)]
-        return Projections(*moved, self.token_mask.to(device))
+        q, k, v = (x.to(device=device, dtype=dtype) for x in (self.q, self.k, self.v))
+        return Projections(temperature * q, k, v, self.token_mask.to(device))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _unreduced_jlt(
 
 @prediction.register
 def _linformer(core: LinformerAttention, exact: ExactAttention, seed: int) -> Prediction | None:
-    """||BV||²₂ + n s² ||V||²_F / d, for a projection with entries N(0, s²) and near-uniform weights.
+    """||BV||²₂ + n s² ||V||²_F / d, for projection entries N(0, s²) and near-uniform weights.
 
     Every row of the output is then about the mean of the d projected values, which is noise of
     mean zero: it adds to the norm of what it should have approximated.

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lra.approximation.errors import Projections
@@ -93,7 +92,7 @@ class GaussianSource:
 
 
 class FileSource:
-    """`q`, `k`, `v` of an .npz or a .safetensors file, t n p or b h n p; `mask`, b n, if it is there.
+    """`q`, `k`, `v`, t n p or b h n p, of an .npz or .safetensors file; `mask`, b n, if it has one.
 
     t matrices are t sequences of one head. Shorter lengths take the first tokens.
     """
@@ -151,6 +150,8 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # comes with transformers, not with torch
+
         arrays: dict[str, Tensor] = load_file(path)
         return arrays
     raise ValueError(f"{path} is neither an .npz nor a .safetensors file")

@@ -3,15 +3,17 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float64
 from tabulate import tabulate
 
 from lra.approximation.cells import Cell
+from lra.approximation.predictions import Norm
 from lra.record import write_text
 
 MISSING = "—"
@@ -49,10 +51,13 @@ class Row:
     row_sum: Estimate
     exact_spectral: Estimate
     v_mean_spectral: Estimate
-    predicted: Estimate | None
-    """The root of the mean square over that of the closed form: 1 where theory holds."""
+    measured_to_theory: Estimate | None
+    """The root of the mean square over that of the closed form."""
     closed_form_z: float | None
     """Mean difference of the squares from the closed form, in standard errors."""
+    mean_square: float | None
+    """Of the error that the closed form is about."""
+    predicted_mean_square: float | None
     untrained_parameters: str
     commit: str
     device: str
@@ -73,7 +78,7 @@ def summarize(cell: Cell) -> Row:
     trials = {name: np.array(values) for name, values in cell.trials.items()}
     identity, details, description = cell.identity, cell.details, cell.identity["description"]
     spectral, exact = trials["spectral"], trials["exact_spectral"]
-    predicted, closed_form_z = against_closed_form(trials, identity["attention"])
+    closed_form = against_closed_form(trials)
     d = identity["num_features"]
     return Row(
         source=identity["source_label"],
@@ -96,8 +101,10 @@ def summarize(cell: Cell) -> Row:
         row_sum=mean(trials["row_sum"]),
         exact_spectral=mean(exact),
         v_mean_spectral=mean(trials["v_mean_spectral"]),
-        predicted=predicted,
-        closed_form_z=closed_form_z,
+        measured_to_theory=closed_form.ratio,
+        closed_form_z=closed_form.z,
+        mean_square=closed_form.measured,
+        predicted_mean_square=closed_form.theory,
         untrained_parameters=" ".join(details["untrained_parameters"]),
         commit=str(details["git"]["commit"]),
         device=details["environment"]["device"],
@@ -123,17 +130,106 @@ def ratio_of_means(
     return Estimate(float(ratio), residual.standard_error)
 
 
-def against_closed_form(
-    trials: dict[str, Float64[np.ndarray, " t"]], attention: str
-) -> tuple[Estimate | None, float | None]:
-    """Measured over predicted, root mean squares, and the distance in standard errors."""
-    if "predicted_square" not in trials:
-        return None, None
-    norm = "spectral" if "spectral" in attention else "frobenius"
-    squares, expected = trials[norm] ** 2, trials["predicted_square"]
-    difference = mean(squares - expected)
-    ratio = ratio_of_means(squares, expected)
-    root = math.sqrt(ratio.mean)
-    return Estimate(root, ratio.standard_error / (2 * root)), (
-        difference.mean / difference.standard_error
+@dataclass(frozen=True)
+class Comparison:
+    """A measured mean square against the closed form."""
+
+    ratio: Estimate | None = None
+    z: float | None = None
+    measured: float | None = None
+    theory: float | None = None
+
+
+def against_closed_form(trials: Mapping[str, Float64[np.ndarray, " t"]]) -> Comparison:
+    """The comparison, empty where there is no closed form."""
+    for norm in get_args(Norm):
+        expected = trials.get(f"predicted_{norm}_square")
+        if expected is not None:
+            squares = trials[norm] ** 2
+            difference, ratio = mean(squares - expected), ratio_of_means(squares, expected)
+            root = math.sqrt(ratio.mean)
+            return Comparison(
+                ratio=Estimate(root, ratio.standard_error / (2 * root)),
+                z=difference.mean / difference.standard_error,
+                measured=float(squares.mean()),
+                theory=float(expected.mean()),
+            )
+    return Comparison()
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A line a cell; every estimate is a column and one for its standard error; "" where none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([name for f in fields(Row) for name in columns(f)])
+    for row in rows:
+        writer.writerow([value for f in fields(Row) for value in values(f, row)])
+    write_text(path, text.getvalue())
+
+
+def columns(column: Field[object]) -> list[str]:
+    """The names of a field's columns."""
+    is_estimate = "Estimate" in str(column.type)
+    return [column.name, f"{column.name}_se"] if is_estimate else [column.name]
+
+
+def values(column: Field[object], row: Row) -> list[object]:
+    """What stands in a field's columns."""
+    value = getattr(row, column.name)
+    if isinstance(value, Estimate):
+        return [f"{value.mean:.6g}", f"{value.standard_error:.3g}"]
+    return [value] * len(columns(column))
+
+
+def markdown_tables(rows: Sequence[Row]) -> list[str]:
+    """A table a setting."""
+    return [table([row for row in rows if row.setting == s]) for s in settings(rows)]
+
+
+def settings(rows: Iterable[Row]) -> list[tuple[str, int, float]]:
+    """The settings of the rows, in their order."""
+    return list(dict.fromkeys(row.setting for row in rows))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows of one setting."""
+    first = rows[0]
+    headings = ["attention", "d", "effective", "Mmadd", "||BV-R||₂", "relative", "to V-Mean"]
+    headings += ["||BV-R||_F", "row sums", "measured/theory", "z"]
+    lines = [
+        [
+            row.attention,
+            optional(row.num_features, "d"),
+            optional(row.effective_features, "d"),
+            f"{row.multiply_adds / 1e6:.1f}",
+            with_error(row.spectral),
+            with_error(row.relative),
+            with_error(row.ratio_to_v_mean),
+            with_error(row.frobenius),
+            with_error(row.row_sum),
+            MISSING if row.measured_to_theory is None else with_error(row.measured_to_theory),
+            optional(row.closed_form_z, "+.1f"),
+        ]
+        for row in rows
+    ]
+    title = (
+        f"{first.source}, n = {first.num_tokens}, p = {first.head_dim}, scores × "
+        f"{first.temperature:g}: {first.model}; {first.num_trials} trials, seed {first.seed}, "
+        f"{first.dtype}; ||BV||₂ = {with_error(first.exact_spectral)}"
     )
+    alignment = ("left", *["right"] * (len(headings) - 1))
+    return f"{title}\n\n" + tabulate(
+        lines, headings, "github", disable_numparse=True, colalign=alignment
+    )
+
+
+def optional(value: float | None, form: str) -> str:
+    """The number, or a dash for none."""
+    return MISSING if value is None else f"{value:{form}}"
+
+
+def with_error(estimate: Estimate) -> str:
+    """Mean ± standard error."""
+    if math.isnan(estimate.mean):
+        return MISSING
+    return f"{estimate.mean:.4g} ± {estimate.standard_error:.2g}"
