@@ -32,7 +32,7 @@ from lra.approximation.checkpoints import expand_paths
 from lra.approximation.figure import draw_pictures
 from lra.approximation.findings import findings
 from lra.approximation.sources import Source
-from lra.approximation.study import Group, Study, StudySettings, variants
+from lra.approximation.study import Group, Study, StudySettings, approximates_softmax, variants
 from lra.approximation.summary import markdown_tables, summarize, write_csv
 from lra.command_line import parse_overrides
 from lra.variants import CONF_DIR, select, selected_variants
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     config = composed(overrides["study"])
     values: Any = OmegaConf.to_container(config, resolve=True)
     settings = StudySettings(**{field.name: values[field.name] for field in fields(StudySettings)})
-    attentions = selected_variants(names["attention"] or config.attentions)
+    attentions = softmax_variants(names["attention"] or config.attentions)
     chosen = variants(attentions, settings.num_features, overrides["attention"])
     directory = Path(config.out) / config.study
     study = Study(settings, directory)
@@ -63,6 +63,17 @@ def main(arguments: Sequence[str]) -> int:
     measure(study, groups)
     report(groups, directory, config.study)
     return 0
+
+
+def softmax_variants(selection: str) -> list[str]:
+    """The selected variants, but for those that are no approximation of softmax attention."""
+    names = selected_variants(selection)
+    taken = [name for name in names if approximates_softmax(name)]
+    for name in sorted(set(names) - set(taken)):
+        print(f"left out: {name}, which has one projection for queries and keys", file=sys.stderr)
+    if not taken:
+        raise ValueError(f"attention={selection}: no variant is left")
+    return taken
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:

@@ -110,6 +110,8 @@ def draw_panel(axis: "Axes", abscissa: Abscissa, rows: Sequence[Row], names: Seq
             draw_published(axis, curve[0], color, marker)
     if abscissa.log_base is not None:
         axis.set_xscale("log", base=abscissa.log_base)
+    if abscissa.log_base == 2:
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yscale("log")
     axis.set_xlabel(abscissa.label)
     axis.set_ylabel("||BV − R||₂ / ||BV||₂" if abscissa.is_relative else "||BV − R||₂")

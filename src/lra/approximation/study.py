@@ -1,5 +1,7 @@
 """The study: which cells there are, and measuring what they lack."""
 
+import hashlib
+import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from hydra.utils import get_object
 
 from attention.base import AttentionCore, AttentionDims
 from attention.conformance.cost import multiply_adds
@@ -59,6 +62,8 @@ class Variant:
     name: str
     num_features: int | None
     config: dict[str, Any]
+    code_sha256: str
+    """Of the module of its class: trials of a variant that has changed since are not continued."""
     build: Callable[[AttentionDims], AttentionCore]
 
 
@@ -70,10 +75,24 @@ def variants(
     for name in names:
         depends = composed(name, 1, overrides) != composed(name, 2, overrides)
         for d in num_features if depends else num_features[:1]:
-            build = load_attention(name, d, overrides)
             config = composed(name, d, overrides)
-            found.append(Variant(name, d if depends else None, config, build))
+            module = inspect.getsourcefile(get_object(config["_target_"]))
+            found.append(
+                Variant(
+                    name=name,
+                    num_features=d if depends else None,
+                    config=config,
+                    code_sha256=hashlib.sha256(Path(str(module)).read_bytes()).hexdigest(),
+                    build=load_attention(name, d, overrides),
+                )
+            )
     return found
+
+
+def approximates_softmax(name: str) -> bool:
+    """Whether a variant takes Q and K apart: Reformer has one projection for both."""
+    core = load_attention(name, num_features=8)(AttentionDims(1, 8, 64))
+    return core.projections != "qk,v"
 
 
 @dataclass(frozen=True)
@@ -142,6 +161,7 @@ class Study:
             "attention": variant.name,
             "num_features": variant.num_features,
             "attention_config": variant.config,
+            "attention_code_sha256": variant.code_sha256,
             "dtype": self.settings.dtype,
             "seed": self.settings.seed,
         }
@@ -193,13 +213,7 @@ class Study:
         """A new core; what it draws at construction comes from the generator's state."""
         source = group.source
         dims = AttentionDims(source.num_heads, source.head_dim, group.num_tokens)
-        core = variant.build(dims).to(device=self.device, dtype=self.dtype).eval()
-        if core.projections == "qk,v":
-            raise ValueError(
-                f"attention={variant.name} has one projection for queries and keys: it does not "
-                f"approximate softmax attention of a given Q and K; leave it out"
-            )
-        return core
+        return variant.build(dims).to(device=self.device, dtype=self.dtype).eval()
 
     def describe(self, core: AttentionCore, exact: ExactAttention) -> dict[str, Any]:
         """What a core is and costs."""
