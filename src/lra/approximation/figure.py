@@ -1,13 +1,11 @@
 """Pictures of a study, readable in black and white and by color-blind people."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lra.approximation.published import published_errors
 from lra.approximation.summary import Row
 from lra.report.figures import COLORS, MARKERS
 
@@ -16,12 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINES = ("-", "--", "-.", ":")
-PUBLISHED_WEIGHTS = {
-    "initialized": "initialized",
-    "pretrained": "pretrained",
-    "minilm": "pretrained",
-}
-"""Which panels of the paper's figure stand behind a source."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ def draw(stem: Path, abscissa: Abscissa, rows: Sequence[Row], num_features: int)
     """A panel for each source and length: mean error ± a standard error."""
     from matplotlib.figure import Figure
 
-    sources = list(dict.fromkeys(family(row) for row in rows))
+    sources = list(dict.fromkeys(row.model_family for row in rows))
     lengths = sorted({row.num_tokens for row in rows})
     names = list(dict.fromkeys(row.attention for row in rows))
     size = (4.6 * len(lengths) + 1.8, 3.4 * len(sources) + 0.3)
@@ -74,7 +66,7 @@ def draw(stem: Path, abscissa: Abscissa, rows: Sequence[Row], num_features: int)
     ending = f", d = {num_features}" if abscissa.is_relative else ""
     for source, line in zip(sources, grid, strict=True):
         for num_tokens, axis in zip(lengths, line, strict=True):
-            panel = [r for r in rows if family(r) == source and r.num_tokens == num_tokens]
+            panel = [r for r in rows if r.model_family == source and r.num_tokens == num_tokens]
             draw_panel(axis, abscissa, panel, names)
             axis.set_title(f"{source}, n = {num_tokens}{ending}", loc="left", fontsize="medium")
     add_legend(figure, list(grid.flat))
@@ -82,11 +74,6 @@ def draw(stem: Path, abscissa: Abscissa, rows: Sequence[Row], num_features: int)
     figure.savefig(path)
     figure.savefig(path.with_suffix(".pdf"))
     return path
-
-
-def family(row: Row) -> str:
-    """The source, without the step of a model in training."""
-    return row.source.removesuffix(f"-step_{row.step}")
 
 
 def draw_panel(axis: "Axes", abscissa: Abscissa, rows: Sequence[Row], names: Sequence[str]) -> None:
@@ -106,7 +93,7 @@ def draw_panel(axis: "Axes", abscissa: Abscissa, rows: Sequence[Row], names: Seq
             axis.errorbar(
                 at, heights, errors, color=color, ls=line, lw=1.4, marker=marker, ms=5, label=name
             )
-        if abscissa is FEATURES and curve[0].temperature == 1:
+        if abscissa is FEATURES:
             draw_published(axis, curve[0], color, marker)
     if abscissa.log_base is not None:
         axis.set_xscale("log", base=abscissa.log_base)
@@ -121,21 +108,12 @@ def draw_panel(axis: "Axes", abscissa: Abscissa, rows: Sequence[Row], names: Seq
 
 def draw_published(axis: "Axes", row: Row, color: str, marker: str) -> None:
     """The paper's points of a variant as faint hollow marks, where it has them."""
-    published = published_figure()
-    for panel in published["panels"]:
-        weights = PUBLISHED_WEIGHTS.get(row.source)
-        heights = panel["spectral"].get(row.attention)
-        if (panel["weights"], panel["num_tokens"]) == (weights, row.num_tokens) and heights:
-            axis.plot(
-                published["num_features"], heights, ls="", marker=marker, ms=8, mfc="none",
-                mec=color, alpha=0.45, label="hollow: published",
-            )  # fmt: skip
-
-
-@cache
-def published_figure() -> Any:
-    """The digitized Figure 1 of the paper."""
-    return json.loads(files("lra.approximation").joinpath("published_figure1.json").read_text())
+    points = published_errors(row, row.attention)
+    if points:
+        axis.plot(
+            list(points), list(points.values()), ls="", marker=marker, ms=8, mfc="none",
+            mec=color, alpha=0.45, label="hollow: published",
+        )  # fmt: skip
 
 
 def add_legend(figure: "Figure", axes: Sequence["Axes"]) -> None:

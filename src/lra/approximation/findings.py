@@ -1,9 +1,10 @@
 """What the rows of a study show, in words; every number is computed from them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lra.approximation.published import published_errors
 from lra.approximation.summary import Estimate, Row, settings
 
 EXACT = 1e-10
@@ -13,30 +14,44 @@ SIGNIFICANT = 3.0
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """Sentences, in the order of the settings."""
+    """Sentences: setting by setting, then across settings."""
     sentences = []
     for setting in settings(rows):
         group = [row for row in rows if row.setting == setting]
         name = f"{group[0].source}, n = {group[0].num_tokens}, scores × {group[0].temperature:g}"
-        sentences += [f"- {name}: {sentence}" for sentence in of_setting(group)]
-    return [*sentences, *(f"- {sentence}" for sentence in about_initial_weights(rows))]
+        sentences += [f"{name}: {sentence}" for sentence in of_setting(group)]
+    sentences += [*about_importance(rows), *about_training(rows), *about_initial_weights(rows)]
+    return [f"- {sentence}" for sentence in sentences]
 
 
 def of_setting(group: Sequence[Row]) -> Iterator[str]:
     """What one setting shows."""
     share = group[0].v_mean_spectral.mean / group[0].exact_spectral.mean
     yield (
-        f"the mean of the values alone is off by {share:.1%} of ||BV||₂: "
-        + ("attention is nearly uniform" if share < 0.2 else "attention is far from uniform")
-        + f"; {best_and_worst(group)}."
+        f"the mean of the values alone is off by {share:.1%} of ||BV||₂; {best_and_worst(group)}."
     )
-    by_name = {(row.attention, row.num_features): row for row in group}
-    yield from importance_against_uniform(by_name)
     exact = {row.attention for row in group if row.relative.mean < EXACT}
     if exact:
         yield f"exact to {EXACT:g}: {', '.join(sorted(exact))}."
+    yield from beside_the_paper(group)
     yield from closed_forms(group)
     yield from linformer_noise(group)
+
+
+def beside_the_paper(group: Sequence[Row]) -> Iterator[str]:
+    """Ratios to V-Mean of the methods that preserve the mean, measured and published."""
+    v_mean = published_errors(group[0], "v_mean")
+    for name in ("skeinformer", "informer"):
+        published = published_errors(group[0], name)
+        pairs = [
+            (row.ratio_to_v_mean.mean, published[row.num_features] / v_mean[row.num_features])
+            for row in group
+            if row.attention == name and row.num_features in published
+        ]
+        if pairs:
+            ours, theirs = (" ".join(f"{pair[i]:.3f}" for pair in pairs) for i in (0, 1))
+            furthest = max(abs(a - b) for a, b in pairs)
+            yield f"{name} to V-Mean {ours}, published {theirs}, at most {furthest:.3f} apart."
 
 
 def best_and_worst(group: Sequence[Row]) -> str:
@@ -59,16 +74,49 @@ def is_above_one(ratio: Estimate) -> bool:
     return ratio.mean - 1 > SIGNIFICANT * ratio.standard_error and ratio.mean > 1 + 1e-6
 
 
-def importance_against_uniform(by_name: Mapping[tuple[str, int | None], Row]) -> Iterator[str]:
-    """Skeinformer against its ablation without column sampling."""
-    pairs = [
-        (d, by_name[name, d].spectral.mean / by_name["skeinformer_uniform", d].spectral.mean)
-        for name, d in by_name
-        if name == "skeinformer" and ("skeinformer_uniform", d) in by_name
-    ]
-    if pairs:
-        listed = ", ".join(f"{ratio:.3f} at d = {d}" for d, ratio in pairs)
-        yield f"importance sampling has this share of the error of uniform sampling: {listed}."
+def about_importance(rows: Sequence[Row]) -> Iterator[str]:
+    """Skeinformer against its ablation without column sampling, over temperature."""
+    uniform = {
+        (*row.setting, row.num_features): row.spectral.mean
+        for row in rows
+        if row.attention == "skeinformer_uniform"
+    }
+    shares: dict[str, list[str]] = {}
+    for row in rows:
+        other = uniform.get((*row.setting, row.num_features))
+        if row.attention == "skeinformer" and other:
+            name = f"{row.source}, n = {row.num_tokens}, d = {row.num_features}"
+            share = f"{row.spectral.mean / other:.3f} at scores × {row.temperature:g}"
+            shares.setdefault(name, []).append(share)
+    for name, listed in shares.items():
+        yield (
+            f"{name}: with importance sampling the error is this share of that with uniform "
+            f"sampling: {', '.join(listed)}."
+        )
+
+
+def about_training(rows: Sequence[Row]) -> Iterator[str]:
+    """How the error of each variant at its largest d moves over the steps of a run."""
+    curves: dict[tuple[str, int, float, str], list[Row]] = {}
+    for row in rows:
+        if row.step is not None:
+            key = (row.model_family, row.num_tokens, row.temperature, row.attention)
+            curves.setdefault(key, []).append(row)
+    for (name, n, temperature, attention), curve in curves.items():
+        largest = max(row.num_features or 0 for row in curve)
+        steps = sorted(
+            (row for row in curve if (row.num_features or 0) == largest),
+            key=lambda row: row.step or 0,
+        )
+        if len(steps) > 1:
+            top = max(steps, key=lambda row: row.relative.mean)
+            yield (
+                f"{name}, n = {n}, scores × {temperature:g}: the relative error of {attention}"
+                f"{f', d = {largest},' if largest else ''} goes from "
+                f"{steps[0].relative.mean:.3f} at step {steps[0].step} to "
+                f"{steps[-1].relative.mean:.3f} at step {steps[-1].step}; it is highest, "
+                f"{top.relative.mean:.3f}, at step {top.step}."
+            )
 
 
 def closed_forms(group: Sequence[Row]) -> Iterator[str]:

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,7 +61,7 @@ class GaussianSource:
         num_heads: int,
         head_dim: int,
         score_scale: float,
-        lengths: list[int],
+        lengths: Sequence[int],
         seed: int,
     ) -> None:
         if score_scale < 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 
 from attention.base import AttentionCore, AttentionDims
 from attention.conformance.cost import multiply_adds
@@ -83,7 +83,7 @@ def variants(
                     num_features=d if depends else None,
                     config=config,
                     code_sha256=hashlib.sha256(Path(str(module)).read_bytes()).hexdigest(),
-                    build=load_attention(name, d, overrides),
+                    build=instantiate(config),
                 )
             )
     return found

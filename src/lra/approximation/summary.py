@@ -70,6 +70,11 @@ class Row:
         """What rows of one table share."""
         return self.source, self.num_tokens, self.temperature
 
+    @property
+    def model_family(self) -> str:
+        """The source, without the step of a model in training."""
+        return self.source.removesuffix(f"-step_{self.step}")
+
 
 def summarize(cell: Cell) -> Row:
     """The figures of a cell; raises ValueError if it has fewer than two trials."""
