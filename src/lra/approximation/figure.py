@@ -68,7 +68,7 @@ def draw(stem: Path, abscissa: Abscissa, rows: Sequence[Row], num_features: int)
         for num_tokens, axis in zip(lengths, line, strict=True):
             panel = [r for r in rows if r.model_family == source and r.num_tokens == num_tokens]
             draw_panel(axis, abscissa, panel, names)
-            axis.set_title(f"{source}, n = {num_tokens}{ending}", loc="left", fontsize="medium")
+            axis.set_title(f"{source}, n = {num_tokens}{ending}", loc="left", fontsize="small")
     add_legend(figure, list(grid.flat))
     path = stem.with_name(f"{stem.name}{abscissa.suffix}.png")
     figure.savefig(path)
