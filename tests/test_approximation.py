@@ -132,8 +132,10 @@ def test_a_variant_with_as_many_features_as_tokens_is_exact(tmp_path, name, over
     ],
 )
 def test_estimators_have_the_error_of_their_closed_form(tmp_path, name, overrides):
-    source = GaussianSource(**(SMALL | {"score_scale": 0.5, "num_heads": 40}))
-    [cell] = measured(tmp_path, [name], source, overrides, num_trials=400).values()
+    source = GaussianSource(**(SMALL | {"score_scale": 0.5, "num_heads": 100, "lengths": [6]}))
+    [cell] = measured(
+        tmp_path, [name], source, overrides, num_trials=3000, num_features=[4]
+    ).values()
     row = summarize(cell)
     assert abs(row.closed_form_z) < 3
     assert row.measured_to_theory.standard_error < 0.03
@@ -168,6 +170,13 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path):
     [group] = begun.groups("gaussian", GaussianSource(**SMALL), variants(names, [8], []))
     assert group.num_missing == 0
     assert again["skeinformer"].path.stat().st_mtime_ns == stamp
+
+
+def test_a_variant_that_joins_later_leaves_the_others_trials_alone(tmp_path):
+    [alone] = measured(tmp_path, ["skeinformer"]).values()
+    joined = measured(tmp_path, ["skeinformer", "linformer"])
+    assert joined["skeinformer"].trials == alone.trials
+    assert joined["linformer"].num_trials == 6
 
 
 def iter_then_interrupt(count):

@@ -26,7 +26,7 @@ class Abscissa:
     """None for a variant that has no such value: a horizontal line."""
     log_base: int | None
     is_relative: bool
-    """Whether errors are divided by ||BV||₂."""
+    """Whether errors are divided by ‖BV‖₂."""
 
 
 FEATURES = Abscissa("", "features d, as they came out", lambda r: r.effective_features, 2, False)
@@ -101,7 +101,7 @@ def draw_panel(axis: "Axes", abscissa: Abscissa, rows: Sequence[Row], names: Seq
         axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yscale("log")
     axis.set_xlabel(abscissa.label)
-    axis.set_ylabel("||BV − R||₂ / ||BV||₂" if abscissa.is_relative else "||BV − R||₂")
+    axis.set_ylabel("‖BV − R‖₂ / ‖BV‖₂" if abscissa.is_relative else "‖BV − R‖₂")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#dddddd", lw=0.6)
 

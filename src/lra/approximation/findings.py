@@ -29,9 +29,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
 def of_setting(group: Sequence[Row]) -> Iterator[str]:
     """What one setting shows."""
     share = group[0].v_mean_spectral.mean / group[0].exact_spectral.mean
-    yield (
-        f"the mean of the values alone is off by {share:.1%} of ||BV||₂; {best_and_worst(group)}."
-    )
+    yield (f"the mean of the values alone is off by {share:.1%} of ‖BV‖₂; {best_and_worst(group)}.")
     exact = {row.attention for row in group if row.relative.mean < EXACT}
     if exact:
         yield f"exact to {EXACT:g}: {', '.join(sorted(exact))}."

@@ -199,8 +199,8 @@ def settings(rows: Iterable[Row]) -> list[tuple[str, int, float]]:
 def table(rows: Sequence[Row]) -> str:
     """The rows of one setting."""
     first = rows[0]
-    headings = ["attention", "d", "effective", "Mmadd", "||BV-R||₂", "relative", "to V-Mean"]
-    headings += ["||BV-R||_F", "row sums", "measured/theory", "z"]
+    headings = ["attention", "d", "effective", "Mmadd", "‖BV−R‖₂", "relative", "to V-Mean"]
+    headings += ["‖BV−R‖_F", "row sums, rms off 1", "measured/theory", "z"]
     lines = [
         [
             row.attention,
@@ -220,7 +220,7 @@ def table(rows: Sequence[Row]) -> str:
     title = (
         f"{first.source}, n = {first.num_tokens}, p = {first.head_dim}, scores × "
         f"{first.temperature:g}: {first.model}; {first.num_trials} trials, seed {first.seed}, "
-        f"{first.dtype}; ||BV||₂ = {with_error(first.exact_spectral)}"
+        f"{first.dtype}; ‖BV‖₂ = {with_error(first.exact_spectral)}"
     )
     alignment = ("left", *["right"] * (len(headings) - 1))
     return f"{title}\n\n" + tabulate(
