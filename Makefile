@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test demo table1 figure2 figure3 tradeoff clean
+.PHONY: help setup lint format type test demo table1 figure1 figure2 figure3 tradeoff clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,16 @@ figure3: $(READY)  ## batch size and learning rate, from the runs of figure3
 
 tradeoff: $(READY)  ## accuracy, time and memory, from the runs of STUDY
 	$(BIN)/python scripts/make_figure.py tradeoff --study $(STUDY)
+
+$(VENV)/.approximation: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[approximation]'
+	touch $@
+
+figure1: $(VENV)/.approximation  ## the approximation study: Figure 1, and over temperature
+	$(BIN)/python scripts/approximate.py
+	$(BIN)/python scripts/approximate.py study=figure1_temperature lengths=[1024] \
+	  attention=v_mean,skeinformer,skeinformer_uniform,skeinformer_no_reuse,informer,nystromformer \
+	  num_features=[256] temperature=[1,2,4,8] num_trials=192
 
 clean:  ## remove the environment and caches; data and outputs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

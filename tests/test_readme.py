@@ -24,11 +24,16 @@ TRAIN = [line for line in COMMANDS if re.match(r"(python|torchrun .*) scripts/tr
 PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_data.py")]
 CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
 REPORT = [line for line in COMMANDS if line.startswith("python scripts/make_")]
-OTHER = {"git clone <this repository> lra && cd lra", "source .venv/bin/activate"}
+APPROXIMATE = [line for line in COMMANDS if line.startswith("python scripts/approximate.py")]
+OTHER = {
+    "pip install -e '.[approximation]'",
+    "git clone <this repository> lra && cd lra",
+    "source .venv/bin/activate",
+}
 
 
 def test_every_command_is_known_to_these_tests():
-    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT]
+    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT, *APPROXIMATE]
     assert set(COMMANDS) - set(known) <= OTHER
     assert {"make demo", "make test"} <= set(MAKE)
     assert len(TRAIN) >= 3
@@ -71,6 +76,16 @@ def test_report_commands_are_understood_and_name_studies_of_conf(command, tmp_pa
 
 def test_the_readme_lists_every_published_source():
     assert [f"`{name}`" for name in PUBLISHED if f"`{name}`" not in README] == []
+
+
+@pytest.mark.parametrize("command", APPROXIMATE)
+def test_approximation_commands_name_variants_sources_and_keys_that_exist(command):
+    words = dict(word.split("=", 1) for word in shlex.split(command)[2:])
+    sources = {path.stem for path in (ROOT / "conf/source").glob("*.yaml")}
+    assert set(words.pop("attention", "softmax").split(",")) <= {*ATTENTIONS, "mine"}
+    assert set(words.pop("source", "minilm").split(",")) <= {*sources, "mine"}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose("approximation", [f"{key}={value}" for key, value in words.items()])
 
 
 def test_the_readmes_variant_keeps_the_contract():

@@ -53,6 +53,11 @@ class AttentionCore(nn.Module, ABC):
     ) -> Float[Tensor, "b h n p"]:
         """Attend; see the class for the contract."""
 
+    @property
+    def effective_features(self) -> int | None:
+        """What `num_features`, the paper's d, came out as, where a method rounds it; else None."""
+        return None
+
     def not_promised(self) -> dict[str, str]:
         """The properties of `attention.conformance` that do not hold, each with the reason.
 

@@ -57,6 +57,10 @@ class InformerAttention(AttentionCore):
         self.num_queries = num_active_queries(num_features, dims.max_seq_len)
         self.masks_padding = masks_padding
 
+    @property
+    def effective_features(self) -> int:
+        return self.num_queries
+
     def not_promised(self) -> dict[str, str]:
         if self.masks_padding:
             return {}

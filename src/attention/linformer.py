@@ -47,6 +47,7 @@ class LinformerAttention(AttentionCore):
         if init_std <= 0:
             raise ValueError(f"init_std={init_std} is not positive: all projected keys would agree")
         num_rows = checked_count("projection_dim", projection_dim)
+        self.init_std = init_std
         projection = init_std * torch.randn(dims.num_heads, num_rows, dims.max_seq_len)
         if train_projection:
             self.projection = nn.Parameter(projection)

@@ -22,13 +22,20 @@ def selected_variants(selection: str) -> list[str]:
 
     Raises ValueError for a name or a pattern without a variant.
     """
-    known = variant_names()
+    return select(selection, variant_names(), "attention variant")
+
+
+def select(selection: str, known: Sequence[str], kind: str) -> list[str]:
+    """The known names that a selection names: `a`, `a,b`, `glob(a*)` or `all`.
+
+    Raises ValueError, saying of which kind, for a name or a pattern that matches none.
+    """
     chosen: list[str] = []
     for part in selection.split(","):
         pattern = part.removeprefix("glob(").removesuffix(")") if part != "all" else "*"
         matches = [name for name in known if fnmatchcase(name, pattern)]
         if not matches:
-            raise ValueError(f"no attention variant {part!r}; there are {', '.join(known)}")
+            raise ValueError(f"no {kind} {part!r}; there are {', '.join(known)}")
         chosen += [name for name in matches if name not in chosen]
     return chosen
 

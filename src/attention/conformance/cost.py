@@ -48,10 +48,16 @@ def cost(core: AttentionCore, num_tokens: int) -> Cost:
     with torch.random.fork_rng(devices=[]):
         saved = saved_bytes(core, arguments)
         seconds = min(step_seconds(core, arguments) for _ in range(2))
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
-            core(*arguments)
-    multiply_adds = flops.get_total_flops() / 2 / core.dims.num_heads
-    return Cost(num_tokens, seconds, saved, multiply_adds)
+        count = multiply_adds(core, arguments)
+    return Cost(num_tokens, seconds, saved, count)
+
+
+@torch.no_grad()
+def multiply_adds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:
+    """Multiply-adds of the forward pass in matrix products, per sequence and head."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+        core(*arguments)
+    return flops.get_total_flops() / 2 / core.dims.num_heads / len(arguments[0])
 
 
 def step_seconds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:
