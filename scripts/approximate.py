@@ -35,7 +35,8 @@ from lra.approximation.sources import Source
 from lra.approximation.study import Group, Study, StudySettings, approximates_softmax, variants
 from lra.approximation.summary import markdown_tables, summarize, write_csv
 from lra.command_line import parse_overrides
-from lra.variants import CONF_DIR, select, selected_variants
+from lra.paths import CONF_DIR
+from lra.variants import select, selected_variants
 
 
 def main(arguments: Sequence[str]) -> int:

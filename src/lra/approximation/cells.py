@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lra.record import flatten, write_text
+from lra.files import write_text
+from lra.record import flatten
 
 SCHEMA_VERSION = 1
 

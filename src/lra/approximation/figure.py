@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lra.approximation.published import published_errors
 from lra.approximation.summary import Row
-from lra.report.figures import COLORS, MARKERS
+from lra.report.style import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ def draw_panel(axis: "Axes", abscissa: Abscissa, rows: Sequence[Row], names: Seq
     """The variants of one panel, over what was published."""
     for name in dict.fromkeys(row.attention for row in rows):
         curve = [row for row in rows if row.attention == name]
-        place = names.index(name)
-        color, line = COLORS[place % len(COLORS)], LINES[place % len(LINES)]
-        marker = MARKERS[place % len(MARKERS)]
+        color, marker, line = style_of(name, names)
         estimates = [row.relative if abscissa.is_relative else row.spectral for row in curve]
         heights = [estimate.mean for estimate in estimates]
         at = [value for row in curve if (value := abscissa.value(row)) is not None]

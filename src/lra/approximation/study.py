@@ -25,7 +25,8 @@ from lra.approximation.errors import (
 )
 from lra.approximation.predictions import prediction
 from lra.approximation.sources import Source, stream_seed
-from lra.run import REPOSITORY, choose_device
+from lra.paths import REPOSITORY
+from lra.run import choose_device
 from lra.variants import composed, load_attention
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from lra.approximation.cells import Cell
 from lra.approximation.predictions import Norm
-from lra.record import write_text
+from lra.files import write_text
 
 MISSING = "—"
 
