@@ -55,7 +55,9 @@ def import_runs(archive: Path, root: Path) -> dict[str, list[str]]:
         unpacked = Path(name)
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(unpacked, filter="data")
+                members = tar.getmembers()
+                refuse_unsafe(archive, members)
+                tar.extractall(unpacked, members)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{archive} cannot be read as an archive: {error}") from error
         runs = sorted(path.parent.relative_to(unpacked) for path in unpacked.rglob("record.json"))
@@ -69,6 +71,14 @@ def import_runs(archive: Path, root: Path) -> dict[str, list[str]]:
     for run, decision in decisions.items():
         done[decision].append(str(PurePosixPath(run)))
     return done
+
+
+def refuse_unsafe(archive: Path, members: Iterable[tarfile.TarInfo]) -> None:
+    """Raise `ValueError` for a member that is no plain file, or that lies outside the archive."""
+    for member in members:
+        path = PurePosixPath(member.name)
+        if not member.isfile() or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{archive} cannot be read: {member.name} is not a file of a run")
 
 
 def _decide(incoming: Path, place: RunDirectory) -> str:
