@@ -151,6 +151,10 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step on the next batch."""
         self.accumulate_gradient(self.reader.batch(self.progress.step))
+        self.update_weights()
+
+    def update_weights(self) -> None:
+        """The optimizer step on the gradient that has accumulated."""
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)

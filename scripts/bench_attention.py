@@ -1,0 +1,190 @@
+"""Time, memory and error of attention cores against the length of the sequence.
+
+    python scripts/bench_attention.py
+    python scripts/bench_attention.py attention=mine,skeinformer lengths=1024,4096
+    python scripts/bench_attention.py peers=true lengths=1024,4096     # beside public packages
+
+All cores of a length take turns in one process; every cell is compared with `softmax` (written
+out), `softmax_fused` and `v_mean`, measured in the same turns. A core that would exceed a budget
+at a length is not begun there, and the table says so. Options, with their defaults:
+
+    attention=softmax,...     names, a glob, or all; the default is the paper's methods
+    num_pilots=64             a further row of skeinformer with so many pilot rows; null: none
+    lengths=256,...,65536     tokens
+    num_features=256          samples, landmarks, projections
+    batch_size=2 num_heads=2 head_dim=32 padding=0.1
+    precision=fp32            fp32 | bf16 | fp16
+    device=auto               auto | cpu | cuda
+    num_threads=null          of the CPU; null: as torch chooses
+    rounds=15                 turns of each core, fewer (3 at least) where time_budget_seconds ends
+    time_budget_seconds=60    of a cell
+    memory_budget_gib=6       of a training step
+    error_limit=8192          greatest length at which errors are measured
+    peers=false               also the public implementations, at 1024 and 4096, without padding
+    out=outputs/bench_attention
+
+Every cell is a JSON file below `out`; started again, the same command measures what is missing.
+Beside them: tables as CSV, Markdown and LaTeX, and pictures. The defaults take about MINUTES
+minutes on two cores.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lra.benchmark.budget import Budget
+from lra.benchmark.cells import CellStore, read_cells
+from lra.benchmark.cores import Candidate, Workload
+from lra.benchmark.scaling import Row, Scaling
+from lra.command_line import parse_overrides, read_options
+from lra.report.scaling import write_report
+from lra.run import choose_device
+from lra.settings import DTYPES, Precision
+from lra.variants import load_attention, selected_variants
+
+METHODS = (
+    "softmax,softmax_fused,v_mean,bigbird,performer,nystromformer,reformer,linformer,informer,"
+    "skeinformer"
+)
+REFERENCES = ("softmax", "softmax_fused", "v_mean")
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+PEER_LENGTHS = (1024, 4096)
+
+
+@dataclass
+class Options:
+    """What the command line may set; the module explains each."""
+
+    attention: str = METHODS
+    num_pilots: int | None = 64
+    lengths: list[int] = field(default_factory=lambda: list(LENGTHS))
+    num_features: int = 256
+    batch_size: int = 2
+    num_heads: int = 2
+    head_dim: int = 32
+    padding: float = 0.1
+    precision: str = "fp32"
+    device: str = "auto"
+    num_threads: int | None = None
+    rounds: int = 15
+    time_budget_seconds: float = 60.0
+    memory_budget_gib: float = 6.0
+    error_limit: int = 8192
+    peers: bool = False
+    out: str = "outputs/bench_attention"
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision={self.precision} is not one of {', '.join(DTYPES)}")
+        if not 0 <= self.padding < 0.5:
+            raise ValueError(f"padding={self.padding} is not in [0, 0.5)")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths={self.lengths} are not positive")
+        self.lengths = sorted(set(self.lengths))
+
+
+def main(overrides: list[str]) -> int:
+    """Measure what is missing, write tables and pictures, and return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        options, unknown = read_options(Options, overrides)
+        if unknown:
+            raise ValueError(f"no option {unknown[0]}; --help lists them")
+        if options.num_threads is not None:
+            torch.set_num_threads(options.num_threads)
+        fill(options, "cores", cores_of(options), options.padding, options.lengths)
+        if options.peers:
+            lengths = [n for n in options.lengths if n in PEER_LENGTHS]
+            fill(options, "peers", peers_of(options), 0.0, lengths)
+        cells = read_cells(Path(options.out, "cores"))
+        peers = read_cells(Path(options.out, "peers")) if options.peers else {}
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(write_report(Path(options.out), cells, peers))
+    return 0
+
+
+def fill(
+    options: Options,
+    study: str,
+    rows: tuple[list[Row], list[Candidate]],
+    padding: float,
+    lengths: list[int],
+) -> None:
+    """Measure the missing cells of one study, length after length."""
+    device = choose_device(options.device)
+    precision: Precision = options.precision  # type: ignore[assignment]
+    config = {
+        key: getattr(options, key)
+        for key in ("num_features", "batch_size", "num_heads", "head_dim", "precision")
+    }
+    store = CellStore(Path(options.out, study), {**config, "padding": padding}, device)
+    scaling = Scaling(
+        store,
+        rows[0],
+        others=rows[1],
+        budget=Budget(options.time_budget_seconds, options.memory_budget_gib * 2**30),
+        num_rounds=options.rounds,
+        error_limit=options.error_limit,
+    )
+    for num_tokens in tqdm(lengths, unit="length", disable=None, leave=False):
+        workload = Workload(
+            batch_size=options.batch_size,
+            num_heads=options.num_heads,
+            head_dim=options.head_dim,
+            num_tokens=num_tokens,
+            padding=padding,
+            precision=precision,
+            device=device,
+        )
+        scaling.fill(workload)
+
+
+def cores_of(options: Options) -> tuple[list[Row], list[Candidate]]:
+    """Our variants, each beside the references; references that are no rows come second."""
+    candidates = [candidate(name, options) for name in selected_variants(options.attention)]
+    if options.num_pilots is not None and "skeinformer" in {c.label for c in candidates}:
+        pilots = f"attention.num_pilots={options.num_pilots}"
+        label = f"skeinformer_{options.num_pilots}_pilots"
+        candidates.append(candidate("skeinformer", options, [pilots], label))
+    rows = [Row(c, tuple(r for r in REFERENCES if r != c.label)) for c in candidates]
+    labels = {c.label for c in candidates}
+    return rows, [candidate(name, options) for name in REFERENCES if name not in labels]
+
+
+def peers_of(options: Options) -> tuple[list[Row], list[Candidate]]:
+    """Public implementations, each beside our variant."""
+    from lra.benchmark.peers import PEERS
+
+    ours = {peer.variant: candidate(peer.variant, options) for peer in PEERS}
+    rows = [
+        Row(
+            Candidate(
+                peer.label,
+                partial(build_peer, peer, options.num_features),
+                ours[peer.variant].shares_qk,
+            ),
+            (peer.variant,),
+        )
+        for peer in PEERS
+    ]
+    return rows, list(ours.values())
+
+
+def candidate(
+    name: str, options: Options, overrides: Sequence[str] = (), label: str | None = None
+) -> Candidate:
+    """A variant of `conf/attention`."""
+    build = load_attention(name, options.num_features, overrides)
+    smallest = AttentionDims(options.num_heads, options.head_dim, min(options.lengths))
+    shares_qk = "qk" in build(smallest).projections
+    return Candidate(label or name, build, shares_qk)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_overrides(sys.argv[1:], __doc__)))

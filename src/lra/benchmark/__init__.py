@@ -1,0 +1,1 @@
+"""Time and memory of cores, beside public implementations of the same methods."""
