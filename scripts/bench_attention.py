@@ -30,15 +30,20 @@ minutes on two cores.
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from attention.base import AttentionDims
 from lra.benchmark.budget import Budget
 from lra.benchmark.cells import CellStore, read_cells
 from lra.benchmark.cores import Candidate, Workload
+from lra.benchmark.peers import PEERS, Peer
 from lra.benchmark.scaling import Row, Scaling
 from lra.command_line import parse_overrides, read_options
 from lra.report.scaling import write_report
@@ -159,8 +164,6 @@ def cores_of(options: Options) -> tuple[list[Row], list[Candidate]]:
 
 def peers_of(options: Options) -> tuple[list[Row], list[Candidate]]:
     """Public implementations, each beside our variant."""
-    from lra.benchmark.peers import PEERS
-
     ours = {peer.variant: candidate(peer.variant, options) for peer in PEERS}
     rows = [
         Row(
@@ -174,6 +177,11 @@ def peers_of(options: Options) -> tuple[list[Row], list[Candidate]]:
         for peer in PEERS
     ]
     return rows, list(ours.values())
+
+
+def build_peer(peer: Peer, num_features: int, dims: AttentionDims) -> nn.Module:
+    """A public implementation with as many features as ours."""
+    return peer.build(dims, num_features)
 
 
 def candidate(

@@ -72,9 +72,7 @@ class CoreRun:
         self.inputs = (k, k, v) if candidate.shares_qk else (q, k, v)
         self.cotangent = workload.tensor(3)
         dtype = DTYPES[workload.precision]
-        self.autocast = torch.autocast(
-            workload.device.type, dtype, enabled=dtype != torch.float32
-        )
+        self.autocast = torch.autocast(workload.device.type, dtype, enabled=dtype != torch.float32)
         parameters = [p for p in self.core.parameters() if p.requires_grad]
         self.leaves = list(dict.fromkeys((*self.inputs, *parameters)))
 
@@ -143,4 +141,3 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
-

@@ -60,8 +60,6 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def num_rounds_within(
-    seconds: float, slowest_round: float, *, fewest: int, most: int
-) -> int:
+def num_rounds_within(seconds: float, slowest_round: float, *, fewest: int, most: int) -> int:
     """Rounds for which the slowest alternative has time."""
     return max(fewest, min(most, int(seconds / max(slowest_round, 1e-9))))

@@ -137,8 +137,7 @@ class Scaling:
         counts = {label: self.count(run, workload) for label, run in runs.items()}
         errors = self.errors(runs, workload)
         return {
-            label: {**samples[label], **counts[label], "error": errors.get(label)}
-            for label in runs
+            label: {**samples[label], **counts[label], "error": errors.get(label)} for label in runs
         }
 
     def count(self, run: CoreRun, workload: Workload) -> Measures:
