@@ -59,7 +59,9 @@ def test_every_example_is_evaluated_once_and_the_same(make_trainer):  # noqa: F8
         make_trainer(f"trainer.bucket={bucket}", "attention=v_mean", name=bucket).evaluate("test")
         for bucket in ("false", "true")
     )
-    assert bucketed.count == whole.count == 40
+    assert bucketed.count == whole.count == len(whole.correct) == 40
+    assert (bucketed.correct == whole.correct).all()
+    assert 0 < whole.accuracy == whole.correct.mean() < 1
     assert bucketed.loss == pytest.approx(whole.loss, rel=1e-5)
     assert bucketed.accuracy == whole.accuracy
 

@@ -12,6 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from lra.correctness import read_correct
+from lra.record import RunDirectory
+
 SMALL = (
     "task=listops_short",
     "num_features=8",
@@ -78,8 +81,11 @@ def test_a_run_leaves_a_traceable_record_and_is_not_run_twice(command, tmp_path)
     assert record["cost"]["num_timed_steps"] == 2
     assert record["cost"]["peak_allocated_bytes"] > 4 * record["num_parameters"]
     files = {path.name for path in directory.iterdir()}
-    expected = {"config.yaml", "metrics.jsonl", "record.json", "best.pt", "last.pt", "train.log"}
-    assert files == expected
+    logs = {"metrics.jsonl", "train.log"}
+    assert files == {"config.yaml", "record.json", "test_correct.npz", "best.pt", "last.pt", *logs}
+    correct = read_correct(RunDirectory(directory), record)
+    assert correct["best"].mean() == record["result"]["test_accuracy_best"]
+    assert (directory / "test_correct.npz").stat().st_size < 1000
     before = (directory / "record.json").stat().st_mtime_ns
     assert "already done" in execute(command("seed=3"), tmp_path)
     assert (directory / "record.json").stat().st_mtime_ns == before

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import nn
 
 from lra.measure import synchronize
@@ -24,6 +25,8 @@ class Evaluation:
     count: int
     constant_accuracy: float
     seconds: float
+    correct: Bool[np.ndarray, " n"]
+    """Which examples were answered correctly, in the split's order."""
 
 
 @torch.no_grad()
@@ -46,26 +49,30 @@ def evaluate(
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    correct = torch.zeros(count, dtype=torch.bool, device=device)
     synchronize(device)
     start = time.perf_counter()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(EVALUATION_SEED)
         for first in range(0, count, batch_size):
             batch = examples.batch(np.arange(first, min(first + batch_size, count)))
+            places = batch.widths().argsort(stable=True) if bucket else torch.arange(len(batch))
+            answers = []
             for piece in batch.buckets(batch_size) if bucket else [batch]:
                 part = piece.to(device)
                 with autocast:
                     logits = model(part.tokens, part.token_mask)
                 loss_sum += F.cross_entropy(logits.float(), part.labels, reduction="sum")
-                num_correct += (logits.argmax(-1) == part.labels).sum()
+                answers.append(logits.argmax(-1) == part.labels)
+            correct[first + places.to(device)] = torch.cat(answers)
     synchronize(device)
     seconds = time.perf_counter() - start
     model.train(was_training)
     return Evaluation(
         loss=loss_sum.item() / count,
-        accuracy=num_correct.item() / count,
+        accuracy=correct.sum().item() / count,
         count=count,
         constant_accuracy=np.bincount(examples.labels[:count]).max().item() / count,
         seconds=seconds,
+        correct=correct.cpu().numpy(),
     )

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from lra import provenance
 from lra.checkpoint import seed_everything
+from lra.correctness import write_correct
 from lra.evaluate import Evaluation
 from lra.model import Classifier
 from lra.record import SCHEMA_VERSION, Record, RunDirectory, RunIdentity, Status, to_dict
@@ -131,6 +132,8 @@ def train_and_test(trainer: Trainer, tracker: Tracker, record: Record) -> None:
         trainer.use_best_weights()
     best = last if is_last_best else trainer.evaluate("test")
     record["result"] = result(trainer, best, last, stopped_by, record["result"]["headline"])
+    answers = {"best": best.correct, "last": last.correct}
+    record["result"]["test_correct"] = write_correct(trainer.directory, answers)
     record["cost"]["test_seconds"] = last.seconds
     record["status"] = "completed"
     log.info(

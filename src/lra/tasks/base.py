@@ -39,15 +39,19 @@ class Batch:
         pieces = (self.tokens.split(size), self.token_mask.split(size), self.labels.split(size))
         return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
-    def buckets(self, size: int) -> list["Batch"]:
-        """Micro-batches of at most `size` examples of like length, the shortest first.
-
-        They are padded to the next power of two of their lengths instead of the full length.
-        """
+    def widths(self) -> Int[Tensor, " b"]:
+        """What each example is padded to in a bucket: the next power of two of its length."""
         max_seq_len = self.tokens.shape[-1]
         numbered = self.token_mask * torch.arange(1, max_seq_len + 1)
         lengths = numbered.amax((1, 2)).clamp_min(1).tolist()  # up to the last token
-        widths = torch.tensor([min(1 << (n - 1).bit_length(), max_seq_len) for n in lengths])
+        return torch.tensor([min(1 << (n - 1).bit_length(), max_seq_len) for n in lengths])
+
+    def buckets(self, size: int) -> list["Batch"]:
+        """Micro-batches of at most `size` examples of one width, the narrowest first.
+
+        Examples of one width stay in their order.
+        """
+        widths = self.widths()
         pieces = []
         for width in widths.unique().tolist():
             chosen = widths == width
