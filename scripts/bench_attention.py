@@ -46,7 +46,7 @@ from lra.benchmark.cores import Candidate, Workload
 from lra.benchmark.peers import PEERS, Peer
 from lra.benchmark.scaling import Row, Scaling
 from lra.command_line import parse_overrides, read_options
-from lra.report.scaling import write_report
+from lra.report.scaling_report import write_report
 from lra.run import choose_device
 from lra.settings import DTYPES, Precision
 from lra.variants import load_attention, selected_variants

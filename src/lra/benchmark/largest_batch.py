@@ -68,7 +68,7 @@ class Search:
     """Looks among batch sizes for the largest that fits, from where small trials point."""
 
     def __init__(
-        self, sizes: Sequence[int], attempt: Callable[[int], Trial], limits: Limits
+        self, sizes: Sequence[int], attempt: Callable[[Sequence[int]], list[Trial]], limits: Limits
     ) -> None:
         self.sizes = sizes
         self.attempt = attempt
@@ -78,8 +78,7 @@ class Search:
     def find(self) -> LargestBatch:
         """Try what is needed to be sure, as far as the limits allow."""
         probes = self.sizes[:NUM_PROBES]
-        for size in probes:
-            self.trials[size] = self.attempt(size)
+        self.trials = dict(zip(probes, self.attempt(probes), strict=True))
         budget = self.limits.budget_bytes
         place = sum(self.foretell_bytes(size) <= budget for size in self.sizes) - 1
         while place >= 0 and not self.fits(self.sizes[place]):
@@ -99,7 +98,7 @@ class Search:
             foretold, limits = self.foretell_bytes(size), self.limits
             is_cheap = self.foretell_seconds(size) <= limits.trial_seconds
             if is_cheap and min(foretold, limits.budget_bytes) <= limits.trial_bytes:
-                self.trials[size] = self.attempt(size)
+                [self.trials[size]] = self.attempt([size])
             else:
                 self.trials[size] = Trial(size, "foretold", int(foretold))
         peak = self.trials[size].peak_bytes
@@ -134,50 +133,56 @@ def batch_sizes(batch_size: int) -> list[int]:
     return sorted(batch_size // q for q in quotients if batch_size % q == 0)
 
 
-def attempt_in_process(
-    task: str, attention: str, overrides: tuple[str, ...], budget_bytes: float, batch_size: int
-) -> Trial:
-    """Measure one size in a process of its own, which may die."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lra.benchmark.largest_batch"])
-    receiver, sender = context.Pipe(duplex=False)
-    sizes = tuple(f"trainer.{key}={batch_size}" for key in ("batch_size", "micro_batch_size"))
-    arguments = (sender, task, attention, (*overrides, *sizes), budget_bytes)
-    process = context.Process(target=_trial, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        answer: tuple[int, float] | str | None = (
-            receiver.recv() if receiver.poll(MAX_TRIAL_SECONDS) else None
-        )
-    except EOFError:  # killed
-        answer = None
-    process.kill()
-    process.join()
-    if isinstance(answer, str):
-        raise RuntimeError(f"task={task} attention={attention} batch {batch_size}: {answer}")
-    return Trial(batch_size, "died") if answer is None else Trial(batch_size, "measured", *answer)
+@dataclass(frozen=True)
+class Attempts:
+    """Trials of one variant on one task."""
 
+    task: str
+    attention: str
+    overrides: tuple[str, ...]
+    budget_bytes: float
 
-def _trial(
-    sender: Connection,
-    task: str,
-    attention: str,
-    overrides: tuple[str, ...],
-    budget_bytes: float,
-) -> None:
-    """Send peak bytes and seconds of a step, None if memory ran out, or what else went wrong."""
-    try:
-        config = compose_run(task, attention, overrides)
+    def __call__(self, sizes: Sequence[int]) -> list[Trial]:
+        """Try sizes in turn in a process of its own; those after a death have died as well."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["lra.benchmark.largest_batch"])
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(sender, self, sizes))
+        process.start()
+        sender.close()
+        answers: list[Any] = []
+        try:
+            while len(answers) < len(sizes) and receiver.poll(MAX_TRIAL_SECONDS):
+                answers.append(receiver.recv())
+        except EOFError:  # killed, or out of memory
+            pass
+        process.kill()
+        process.join()
+        if answers and isinstance(answers[-1], str):
+            raise RuntimeError(f"task={self.task} attention={self.attention}: {answers[-1]}")
+        return [*answers, *(Trial(size, "died") for size in sizes[len(answers) :])]
+
+    def measure(self, batch_size: int) -> Trial:
+        """One size, in this process."""
+        sizes = (f"trainer.{key}={batch_size}" for key in ("batch_size", "micro_batch_size"))
+        config = compose_run(self.task, self.attention, (*self.overrides, *sizes))
         with tempfile.TemporaryDirectory() as directory:
             trainer = build_trainer(config, open_task(config), Path(directory))
             start = time.perf_counter()
-            peak = training_peak_bytes(trainer, budget_bytes)
-            sender.send((peak, time.perf_counter() - start))
+            peak = training_peak_bytes(trainer, self.budget_bytes)
+            return Trial(batch_size, "measured", peak, time.perf_counter() - start)
+
+
+def _answer(sender: Connection, attempts: Attempts, sizes: Sequence[int]) -> None:
+    """Send a trial a size; end where memory ran out, or with what else went wrong."""
+    try:
+        for size in sizes:
+            sender.send(attempts.measure(size))
     except (MemoryError, torch.OutOfMemoryError):
-        sender.send(None)
+        return
     except RuntimeError as error:
-        sender.send(None if OUT_OF_MEMORY in str(error) else str(error))
+        if OUT_OF_MEMORY not in str(error):
+            sender.send(str(error))
     except Exception as error:
         sender.send(f"{type(error).__name__}: {error}")
 
@@ -196,8 +201,11 @@ def training_peak_bytes(trainer: Trainer, budget_bytes: float) -> int:
     trainer.accumulate_gradient(first)  # one example: the optimizer's state comes to be
     trainer.update_weights()
     limit = address_space_bytes() + int(budget_bytes) + SLACK_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return cpu_training_peak_bytes(trainer.train_step, trainer.model, trainer.optimizer)
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, unlimited[1]))
+    peak = cpu_training_peak_bytes(trainer.train_step, trainer.model, trainer.optimizer)
+    resource.setrlimit(resource.RLIMIT_AS, unlimited)
+    return peak
 
 
 def address_space_bytes() -> int:

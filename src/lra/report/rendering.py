@@ -13,8 +13,8 @@ class Table:
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-    num_text_columns: int = 1
-    """The first columns, which are words; the others are numbers."""
+    words: tuple[int, ...] = (0,)
+    """The columns that are words; the others are numbers."""
 
     def markdown(self) -> str:
         """The caption, and the table below it."""
@@ -25,6 +25,6 @@ class Table:
         return f"% {self.caption}\n{self._render('latex_booktabs')}\n"
 
     def _render(self, style: str) -> str:
-        words = min(self.num_text_columns, len(self.headings))
-        alignment = [*["left"] * words, *["right"] * (len(self.headings) - words)]
+        columns = range(len(self.headings))
+        alignment = ["left" if column in self.words else "right" for column in columns]
         return tabulate(self.rows, self.headings, style, disable_numparse=True, colalign=alignment)

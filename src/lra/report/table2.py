@@ -5,38 +5,20 @@ machines do not compare with it, ratios to Standard do.
 """
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from lra.benchmark.cells import Cell
-from lra.benchmark.steps import evaluation_seconds_per_step, seconds_per_step
+from lra.benchmark.steps import Measures, evaluation_seconds_per_step, seconds_per_step
 from lra.report.comparison import MISSING
+from lra.report.published import SKEINFORMER_ROWS, blocks
 from lra.report.rendering import Table
+from lra.report.rows import ROWS, TASKS
 
 STANDARD = "softmax"
-PUBLISHED_ROWS = {
-    "softmax": "Standard",
-    "softmax_no_dropout": "w/o dropout",
-    "v_mean": "V-Mean",
-    "bigbird": "BigBird",
-    "performer": "Performer",
-    "nystromformer": "Nystromformer",
-    "reformer": "Reformer",
-    "linformer": "Linformer",
-    "linformer_jlt": "Linformer w/ unreduced JLT",
-    "informer": "Informer",
-    "informer_masked": "Informer w/ padding mask",
-    "skeinformer": "Skeinformer",
-    "skeinformer_uniform": "Skein w/o column sampling",
-    "skeinformer_no_norm": "Skein w/o row normalization",
-    "skeinformer_simple_norm": "Skein w/ simple row normalization",
-    "skeinformer_no_reuse": "Skein w/o pilot sampling reutilization",
-}
-"""The rows of the paper, in its order, by our names."""
+PACKED_SUFFIX = "_packed"
 MINUTES_PER_1000 = 1000 / 60
 HEADINGS = (
     "variant",
@@ -65,16 +47,17 @@ class Minutes:
 
 def published(task: str) -> dict[str, Published]:
     """The paper's Table 2 for a task, by our names; empty for a task that it does not have."""
-    text = files("lra.report").joinpath("published_results.json").read_text()
-    rows: dict[str, dict[str, Any]] = json.loads(text)["skeinformer_table2"]["rows"]
+    rows = blocks()["skeinformer_table2"]["rows"]
+    if task not in TASKS:
+        return {}
+    found = {name: rows[SKEINFORMER_ROWS[name]] for name in ROWS}
     return {
-        name: Published(rows[label][f"{task}_min_per_1k"], int(rows[label][f"{task}_bz"]))
-        for name, label in PUBLISHED_ROWS.items()
-        if f"{task}_bz" in rows[label]
+        name: Published(row[f"{task}_min_per_1k"], int(row[f"{task}_bz"]))
+        for name, row in found.items()
     }
 
 
-def minutes(measures: Mapping[str, Any] | None, batch_size: int) -> Minutes | None:
+def minutes(measures: Measures | None, batch_size: int) -> Minutes | None:
     """From the samples of a cell or of a reference."""
     if measures is None:
         return None
@@ -99,9 +82,9 @@ class Row:
         measures = self.time["measures"] if reference is None else self._reference(reference)
         return minutes(measures, self.time["batch_size"])
 
-    def _reference(self, reference: str) -> Mapping[str, Any] | None:
+    def _reference(self, reference: str) -> Measures | None:
         assert self.time is not None
-        found: Mapping[str, Any] | None = self.time["references"].get(reference)
+        found: Measures | None = self.time["references"].get(reference)
         return found
 
     def over(self, reference: str) -> float | None:
@@ -148,7 +131,7 @@ def table(task: str, times: Mapping[Path, Cell], memories: Mapping[Path, Cell]) 
     """Table 2 of one task."""
     time_cells = {c["label"]: c for c in times.values() if c["task"] == task}
     memory_cells = {c["label"]: c for c in memories.values() if c["task"] == task}
-    labels = in_papers_order(time_cells.keys() | memory_cells.keys())
+    labels = sorted(time_cells.keys() | memory_cells.keys(), key=place)
     rows = [Row(label, time_cells.get(label), memory_cells.get(label)) for label in labels]
     paper = published(task)
     any_cell = next(iter([*time_cells.values(), *memory_cells.values()]))
@@ -168,19 +151,10 @@ def caption(task: str, cell: Cell) -> str:
     )
 
 
-def in_papers_order(labels: set[str]) -> list[str]:
-    """The rows of the paper as it has them, a packed one after its padded one, then the others."""
-    known = list(PUBLISHED_ROWS)
-    return sorted(labels, key=lambda label: (place(known, label), label))
-
-
-def place(known: list[str], label: str) -> int:
-    """The row of the paper, or one behind all."""
-    name = label.removesuffix(PACKED_SUFFIX)
-    return known.index(name) if name in known else len(known)
-
-
-PACKED_SUFFIX = "_packed"
+def place(label: str) -> tuple[int, str]:
+    """Sorts rows as the paper has them, a packed one after its padded one, the others last."""
+    name, known = label.removesuffix(PACKED_SUFFIX), list(ROWS)
+    return known.index(name) if name in known else len(known), label
 
 
 def write_csv(path: Path, times: Mapping[Path, Cell], memories: Mapping[Path, Cell]) -> None:
