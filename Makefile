@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test demo clean
+.PHONY: help setup lint format type test demo table2 table3 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,12 @@ demo: $(READY)  ## the main job: ListOps, four variants, tables and a picture
 	$(BIN)/python scripts/train.py -m experiment=demo_efficiency
 	$(BIN)/python scripts/train.py -m experiment=demo_learning
 	$(BIN)/python scripts/compare.py --study demo
+
+table2: $(READY)  ## minutes per 1,000 steps and the largest batch, five tasks; half an hour
+	$(BIN)/python scripts/bench_step.py
+
+table3: $(READY)  ## multiply-adds by counting, beside the published formulas
+	$(BIN)/python scripts/table3.py
 
 clean:  ## remove the environment and caches; data and outputs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

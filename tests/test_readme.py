@@ -1,6 +1,7 @@
 """Every command of the README and the Makefile is one that works."""
 
 import re
+import runpy
 import shlex
 import subprocess
 from functools import partial
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from attention.conformance.subject import Subject
 from attention.conformance.suite import PROPERTIES, examine
+from lra.command_line import read_options
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -22,11 +24,12 @@ TRAIN = [line for line in COMMANDS if line.startswith("python scripts/train.py")
 PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_data.py")]
 CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
 COMPARE = [line for line in COMMANDS if line.startswith("python scripts/compare.py")]
+BENCH = [line for line in COMMANDS if re.match(r"python scripts/(bench_\w+|table3)\.py", line)]
 OTHER = {"git clone <this repository> lra && cd lra", "source .venv/bin/activate"}
 
 
 def test_every_command_is_known_to_these_tests():
-    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *COMPARE]
+    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *COMPARE, *BENCH]
     assert set(COMMANDS) - set(known) <= OTHER
     assert {"make demo", "make test"} <= set(MAKE)
     assert len(TRAIN) >= 3
@@ -53,6 +56,16 @@ def test_train_and_prepare_commands_compose(command):
 def test_check_commands_name_variants(command):
     [names] = [word.split("=", 1)[1] for word in shlex.split(command) if "attention=" in word]
     assert set(names.split(",")) <= {*ATTENTIONS, "mine", "all"}
+
+
+@pytest.mark.parametrize("command", BENCH)
+def test_benchmark_commands_set_options_that_exist(command):
+    _, path, *overrides = shlex.split(command)
+    module = runpy.run_path(str(ROOT / path))
+    [kind] = [x for name, x in module.items() if name.endswith("Options")]
+    options, others = read_options(kind, overrides)
+    assert others == []
+    assert set(options.attention.split(",")) <= {*ATTENTIONS, "mine", "all"}
 
 
 @pytest.mark.parametrize("command", COMPARE)

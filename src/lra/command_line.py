@@ -2,16 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Options = TypeVar("Options", bound="DataclassInstance")
+Options = TypeVar("Options")
 
 
 def parse_overrides(arguments: Sequence[str], description: str | None) -> list[str]:
@@ -24,17 +20,17 @@ def parse_overrides(arguments: Sequence[str], description: str | None) -> list[s
 
 
 def read_options(kind: type[Options], overrides: Sequence[str]) -> tuple[Options, list[str]]:
-    """Options from `key=value` where the dataclass has the key; the other overrides are returned.
+    """Options of a dataclass from `key=value`, and the overrides whose keys it does not have.
 
     A list is written `key=a,b`. Raises `ValueError` for a value of another type.
     """
-    types = {field.name: str(field.type) for field in fields(kind)}
+    types = get_type_hints(kind)
     chosen, others = [], []
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in types:
             others.append(override)
-        elif types[key].startswith("list") and not value.startswith("["):
+        elif get_origin(types[key]) is list and not value.startswith("["):
             chosen.append(f"{key}=[{value}]")
         else:
             chosen.append(override)

@@ -54,8 +54,8 @@ def objection(
     peak = forecast(lengths, [footprint.peak_bytes for footprint in footprints], num_tokens)
     if peak > budget.num_bytes:
         return (
-            f"would need about {peak / 2**30:.1f} GiB, "
-            f"over memory_budget_gib={budget.num_bytes / 2**30:g}"
+            f"would need about {peak / 2**30:.2g} GiB, "
+            f"over memory_budget_gib={budget.num_bytes / 2**30:.3g}"
         )
     seconds = num_rounds * forecast(lengths, [f.seconds for f in footprints], num_tokens)
     if seconds > budget.seconds:

@@ -1,7 +1,6 @@
 """Sessions of cores in turns, one a length; each row of a length becomes a cell on disk."""
 
 import gc
-import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,6 @@ from lra.benchmark.budget import Budget, Footprint, objection
 from lra.benchmark.cells import Cell, CellStore, new_session
 from lra.benchmark.cores import Candidate, CoreRun, Workload, exact_attention, peak_bytes
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
-
-log = logging.getLogger(__name__)
 
 FEWEST_ROUNDS = 3
 NUM_WARMUP_ROUNDS = 1
@@ -58,7 +55,7 @@ class Scaling:
     def fill(self, workload: Workload) -> int:
         """Measure what is missing at one length, in one session; the number of new cells."""
         n = workload.num_tokens
-        missing = [row for row in self.rows if not self._is_measured(row.candidate.label, n)]
+        missing = [row for row in self.rows if self._is_missing(row, workload)]
         if not missing:
             return 0
         wanted = dict.fromkeys(row.candidate.label for row in missing)
@@ -159,9 +156,13 @@ class Scaling:
                 exact[run.shares_qk] = exact_attention(*run.inputs, run.token_mask)
         return {label: run.error(exact[run.shares_qk]) for label, run in runs.items()}
 
-    def _is_measured(self, label: str, num_tokens: int) -> bool:
-        cell = self.store.find(length_key(num_tokens), label)
-        return cell is not None and cell["status"] == "measured"
+    def _is_missing(self, row: Row, workload: Workload) -> bool:
+        """Whether there is no cell, or one that lacks what the budget now allows."""
+        cell = self.store.find(length_key(workload.num_tokens), row.candidate.label)
+        if cell is None or cell["status"] == "stopped":
+            return True
+        absent = [label for label in row.references if label not in cell["references"]]
+        return any(self.reason_to_stop(label, workload) is None for label in absent)
 
 
 SECONDS = ("forward_seconds", "training_seconds")

@@ -5,7 +5,6 @@ are measured, and the step is put together from them. Evaluation is measured on 
 counted up to the whole split.
 """
 
-import logging
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from lra.tasks.base import Task
 from lra.trainer import Trainer
 from lra.variants import CONF_DIR
 
-log = logging.getLogger(__name__)
-
 FEWEST_ROUNDS = 2
+PACKED_SUFFIX = "_packed"
+"""Of the label of a variant without padding."""
 VALIDATION_COUNTS = {"listops": 2000, "retrieval": 18090, "image": 5000, "pathfinder": 20000}
 """Examples of the official splits; Text's depends on the protocol."""
 TEXT_VALIDATION_COUNTS = {"train_split": 2500, "test": 25000}

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from lra.benchmark.cells import Cell
-from lra.benchmark.steps import Measures, evaluation_seconds_per_step, seconds_per_step
+from lra.benchmark.steps import (
+    PACKED_SUFFIX,
+    Measures,
+    evaluation_seconds_per_step,
+    seconds_per_step,
+)
 from lra.report.comparison import MISSING
 from lra.report.published import SKEINFORMER_ROWS, blocks
 from lra.report.rendering import Table
 from lra.report.rows import ROWS, TASKS
 
 STANDARD = "softmax"
-PACKED_SUFFIX = "_packed"
 MINUTES_PER_1000 = 1000 / 60
 HEADINGS = (
     "variant",
