@@ -17,14 +17,14 @@ at a length is not begun there, and the table says so. Options, with their defau
     device=auto               auto | cpu | cuda
     num_threads=null          of the CPU; null: as torch chooses
     rounds=15                 turns of each core, fewer (3 at least) where time_budget_seconds ends
-    time_budget_seconds=60    of a cell
+    time_budget_seconds=90    of a cell
     memory_budget_gib=6       of a training step
     error_limit=8192          greatest length at which errors are measured
     peers=false               also the public implementations, at 1024 and 4096, without padding
     out=outputs/bench_attention
 
 Every cell is a JSON file below `out`; started again, the same command measures what is missing.
-Beside them: tables as CSV, Markdown and LaTeX, and pictures. The defaults take about MINUTES
+Beside them: tables as CSV, Markdown and LaTeX, and pictures. The defaults take about 15
 minutes on two cores.
 """
 

@@ -22,9 +22,9 @@ time depends on the lengths alone. Options, with their defaults:
     quantities=time,memory
     micro_batch_size=4        examples
     rounds=5                  turns, fewer (2 at least) where time_budget_seconds ends
-    time_budget_seconds=30    of a variant and task; one that would take longer is left out
+    time_budget_seconds=60    of a variant and task; one that would take longer is left out
     memory_budget_gib=16      as the paper's GPU
-    trial_seconds=5           of the longest trial of a batch size
+    trial_seconds=10          of the longest trial of a batch size; with 600 all are tried, in hours
     num_threads=null          of the CPU; null: as torch chooses
     out=outputs/bench_step
 

@@ -43,7 +43,7 @@ class CoreOptions:
     device: str = "auto"
     num_threads: int | None = None
     rounds: int = 15
-    time_budget_seconds: float = 60.0
+    time_budget_seconds: float = 90.0
     memory_budget_gib: float = 6.0
     error_limit: int = 8192
     peers: bool = False

@@ -178,13 +178,10 @@ def _answer(sender: Connection, attempts: Attempts, sizes: Sequence[int]) -> Non
     try:
         for size in sizes:
             sender.send(attempts.measure(size))
-    except (MemoryError, torch.OutOfMemoryError):
-        return
-    except RuntimeError as error:
-        if OUT_OF_MEMORY not in str(error):
-            sender.send(str(error))
     except Exception as error:
-        sender.send(f"{type(error).__name__}: {error}")
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_memory and OUT_OF_MEMORY not in str(error):
+            sender.send(f"{type(error).__name__}: {error}")
 
 
 def training_peak_bytes(trainer: Trainer, budget_bytes: float) -> int:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -53,6 +52,8 @@ class Peer:
 
 class PeerAttention(nn.Module):
     """A package's module, called with q, k, v and a mask that is True everywhere."""
+
+    attention: Any
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()

@@ -28,9 +28,9 @@ class StepOptions:
     quantities: list[str] = field(default_factory=lambda: list(QUANTITIES))
     micro_batch_size: int = 4
     rounds: int = 5
-    time_budget_seconds: float = 30.0
+    time_budget_seconds: float = 60.0
     memory_budget_gib: float = 16.0
-    trial_seconds: float = 5.0
+    trial_seconds: float = 10.0
     num_threads: int | None = None
     out: str = "outputs/bench_step"
 

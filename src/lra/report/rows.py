@@ -51,7 +51,7 @@ def paper_rows(protocol: str) -> dict[str, str]:
 
 
 def row_label(attention: str, protocol: str) -> str:
-    """The label of a variant that may or may not be in the paper; the user's own keep their name."""
+    """The paper's or our label of a variant; the user's own keep their name."""
     return (paper_rows(protocol) | EXTRAS).get(attention, attention)
 
 

@@ -52,7 +52,7 @@ CORRECTED = {
     "nystromformer": Corrected(
         "4ndp + nd² + 24d³",
         lambda n, d, p: 4 * n * d * p + n * d * d + 24 * d**3,
-        "24d³ for the pseudo-inverse; nd² is spared here, which meets V first",
+        "as written, 24d³ for the pseudo-inverse; products ordered for cost take less",
     ),
     "reformer": Corrected(
         "512np", lambda n, d, p: 512 * n * p, "2 hashes, each token meets 128 keys; without hashing"
