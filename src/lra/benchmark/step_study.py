@@ -10,6 +10,7 @@ import torch
 from lra.benchmark.cells import Cell, CellStore, new_session
 from lra.benchmark.largest_batch import Attempts, Limits, Search, available_bytes, batch_sizes
 from lra.benchmark.steps import PACKED_SUFFIX, StepPlan, compose_run, measure_steps, open_task
+from lra.record import is_neutral
 from lra.report.rows import ROWS, TASKS
 from lra.run import choose_device
 from lra.variants import selected_variants
@@ -59,8 +60,9 @@ class StepBenchmark:
         self.overrides = overrides
         self.variants = variants(selected_variants(options.attention), options.packed)
         self.device = choose_device(compose_run("listops", "softmax", overrides).device)
-        time = {"micro_batch_size": options.micro_batch_size, "overrides": list(overrides)}
-        memory = {"memory_budget_gib": options.memory_budget_gib, "overrides": list(overrides)}
+        changed = [o for o in overrides if not is_neutral(o.partition("=")[0])]
+        time = {"micro_batch_size": options.micro_batch_size, "overrides": changed}
+        memory = {"memory_budget_gib": options.memory_budget_gib, "overrides": changed}
         self.times = CellStore(Path(options.out, "time"), time, self.device)
         self.memories = CellStore(Path(options.out, "memory"), memory, self.device)
 

@@ -5,7 +5,7 @@ machines do not compare with it, ratios to Standard do.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,19 +138,22 @@ def table(task: str, times: Mapping[Path, Cell], memories: Mapping[Path, Cell]) 
     labels = sorted(time_cells.keys() | memory_cells.keys(), key=place)
     rows = [Row(label, time_cells.get(label), memory_cells.get(label)) for label in labels]
     paper = published(task)
-    any_cell = next(iter([*time_cells.values(), *memory_cells.values()]))
-    return Table(caption(task, any_cell), HEADINGS, [row.cells(paper) for row in rows])
+    cells = [*time_cells.values(), *memory_cells.values()]
+    return Table(caption(task, cells), HEADINGS, [row.cells(paper) for row in rows])
 
 
-def caption(task: str, cell: Cell) -> str:
+def caption(task: str, cells: Sequence[Cell]) -> str:
     """What was measured, where, on what data."""
-    environment, config = cell["environment"], cell["config"]
-    overrides = " ".join(config["overrides"])
+    environment = cells[0]["environment"]
+    commits = sorted({str(cell["git"]["commit"])[:10] for cell in cells})
+    kinds = sorted({cell["source_kind"] for cell in cells})
+    budgets = {cell["config"].get("memory_budget_gib") for cell in cells} - {None}
+    changed = sorted({override for cell in cells for override in cell["config"]["overrides"]})
     return (
-        f"Table 2, {task}: minutes per 1,000 steps of batch {cell['batch_size']} and the largest "
-        f"batch in memory_budget_gib; {cell['source_kind']} data, {environment['device']}, "
-        f"{environment['num_threads']} threads, torch {environment['torch']}, commit "
-        f"{str(cell['git']['commit'])[:10]}{', ' + overrides if overrides else ''}; "
+        f"Table 2, {task}: minutes per 1,000 steps of batch {cells[0]['batch_size']}, and the "
+        f"largest batch in {', '.join(f'{gib:g} GiB' for gib in budgets) or MISSING}; "
+        f"{', '.join(kinds)} data, {environment['device']}, {environment['num_threads']} threads, "
+        f"torch {environment['torch']}, commit {', '.join([*commits, *changed])}; "
         f"published: one V100 of 16 GB, time with evaluation"
     )
 
