@@ -177,10 +177,10 @@ def test_table_2_compares_ratios_to_standard_within_a_session(tmp_path):
     evaluation = 0.4 / 4 * 2500 / 500
     whole = (32 + evaluation) * 1000 / 60
     assert rows["skeinformer"] == [
-        "533", "0.25", f"{whole:.3g}", f"{(32 + evaluation) / (128 + evaluation):.3g}",
+        "533", "0.25", f"{whole:.0f}", f"{(32 + evaluation) / (128 + evaluation):.3g}",
         "9.6", f"{9.6 / 50.63:.3g}", "2", "—", "≈ 128", "64",
     ]  # fmt: skip
-    assert rows["softmax"][:2] == ["1.6e+03", "1"]
+    assert rows["softmax"][:2] == ["1,600", "1"]
     assert rows["softmax"][-2:] == ["16", "16"]
     assert rows["reformer"][1] == "—"  # no Standard in its session
     assert rows["bigbird"][:4] == ["stopped", "—", "—", "—"]

@@ -28,3 +28,8 @@ class Table:
         columns = range(len(self.headings))
         alignment = ["left" if column in self.words else "right" for column in columns]
         return tabulate(self.rows, self.headings, style, disable_numparse=True, colalign=alignment)
+
+
+def significant(value: float) -> str:
+    """Three significant digits, or the whole number where it has more."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -10,7 +10,7 @@ from lra.benchmark.cells import Cell
 from lra.benchmark.interleave import quartiles
 from lra.report.comparison import MISSING
 from lra.report.growth import crossover, fitted_exponent
-from lra.report.rendering import Table
+from lra.report.rendering import Table, significant
 
 STANDARD, FUSED, MEAN = "softmax", "softmax_fused", "v_mean"
 
@@ -22,7 +22,7 @@ class Quantity:
     key: str
     title: str
     scale: float
-    format: str
+    form: Callable[[float], str] = significant
 
     def value(self, measures: Mapping[str, object] | None) -> float | None:
         """The figure in SI units, the median of samples; None where it was not measured."""
@@ -40,20 +40,18 @@ class Quantity:
         if figure is None:
             return MISSING
         if not isinstance(figure, list):
-            return format(figure * self.scale, self.format)
-        low, middle, high = (format(x * self.scale, self.format) for x in quartiles(figure))
+            return self.form(figure * self.scale)
+        low, middle, high = (self.form(x * self.scale) for x in quartiles(figure))
         return f"{middle} ({low}–{high})"
 
 
-FORWARD = Quantity("forward_seconds", "forward, ms", 1e3, ".3g")
-TRAINING = Quantity("training_seconds", "forward and backward, ms", 1e3, ".3g")
-SAVED = Quantity("saved_bytes", "saved for backward, MiB", 2**-20, ".2f")
-FORWARD_PEAK = Quantity("forward_peak_bytes", "peak memory of forward, MiB", 2**-20, ".1f")
-TRAINING_PEAK = Quantity(
-    "training_peak_bytes", "peak memory of forward and backward, MiB", 2**-20, ".1f"
-)
-MULTIPLY_ADDS = Quantity("multiply_adds", "million multiply-adds a head, forward", 1e-6, ".2f")
-ERROR = Quantity("error", "relative error against exact attention", 1.0, ".3f")
+FORWARD = Quantity("forward_seconds", "forward, ms", 1e3)
+TRAINING = Quantity("training_seconds", "forward and backward, ms", 1e3)
+SAVED = Quantity("saved_bytes", "saved for backward, MiB", 2**-20)
+FORWARD_PEAK = Quantity("forward_peak_bytes", "peak memory of forward, MiB", 2**-20)
+TRAINING_PEAK = Quantity("training_peak_bytes", "peak memory of forward and backward, MiB", 2**-20)
+MULTIPLY_ADDS = Quantity("multiply_adds", "million multiply-adds a head, forward", 1e-6)
+ERROR = Quantity("error", "relative error against exact attention", 1.0, "{:.3f}".format)
 QUANTITIES = (FORWARD, TRAINING, SAVED, FORWARD_PEAK, TRAINING_PEAK, MULTIPLY_ADDS, ERROR)
 SPEEDS = (
     (TRAINING, FUSED, "forward and backward: times as fast as SDPA"),

@@ -19,7 +19,7 @@ from lra.benchmark.steps import (
 )
 from lra.report.comparison import MISSING
 from lra.report.published import SKEINFORMER_ROWS, blocks
-from lra.report.rendering import Table
+from lra.report.rendering import Table, significant
 from lra.report.rows import ROWS, TASKS
 
 STANDARD = "softmax"
@@ -191,8 +191,8 @@ def _times(found: Minutes | None) -> tuple[float | None, float | None]:
 
 
 def _quotient(ours: float | None, other: float | None) -> str:
-    return MISSING if ours is None or not other else f"{ours / other:.3g}"
+    return MISSING if ours is None or not other else significant(ours / other)
 
 
 def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3g}"
+    return MISSING if value is None else significant(value)
