@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test demo table1 figure1 figure2 figure3 tradeoff clean
+.PHONY: help setup lint format type test demo table1 table2 table3 figure1 figure2 figure3 tradeoff clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -63,6 +63,12 @@ figure1: $(VENV)/.approximation  ## the approximation study: Figure 1, and over 
 	$(BIN)/python scripts/approximate.py study=figure1_temperature lengths=[1024] \
 	  attention=v_mean,skeinformer,skeinformer_uniform,skeinformer_no_reuse,informer,nystromformer \
 	  num_features=[256] temperature=[1,2,4,8] num_trials=192
+
+table2: $(READY)  ## minutes per 1,000 steps and the largest batch, five tasks; half an hour
+	$(BIN)/python scripts/bench_step.py
+
+table3: $(READY)  ## multiply-adds by counting, beside the published formulas
+	$(BIN)/python scripts/table3.py
 
 clean:  ## remove the environment and caches; data and outputs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

@@ -1,6 +1,7 @@
 """Every command of the README and the Makefile is one that works."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from attention.conformance.subject import Subject
 from attention.conformance.suite import PROPERTIES, examine
+from lra.command_line import read_options
 from lra.report.published import PUBLISHED
 
 README = (ROOT / "README.md").read_text()
@@ -25,6 +27,7 @@ PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_
 CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
 REPORT = [line for line in COMMANDS if line.startswith("python scripts/make_")]
 APPROXIMATE = [line for line in COMMANDS if line.startswith("python scripts/approximate.py")]
+BENCH = [line for line in COMMANDS if re.match(r"python scripts/(bench_\w+|table3)\.py", line)]
 OTHER = {
     "pip install -e '.[approximation]'",
     "git clone <this repository> lra && cd lra",
@@ -33,7 +36,7 @@ OTHER = {
 
 
 def test_every_command_is_known_to_these_tests():
-    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT, *APPROXIMATE]
+    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT, *APPROXIMATE, *BENCH]
     assert set(COMMANDS) - set(known) <= OTHER
     assert {"make demo", "make test"} <= set(MAKE)
     assert len(TRAIN) >= 3
@@ -86,6 +89,16 @@ def test_approximation_commands_name_variants_sources_and_keys_that_exist(comman
     assert set(words.pop("source", "minilm").split(",")) <= {*sources, "mine"}
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("approximation", [f"{key}={value}" for key, value in words.items()])
+
+
+@pytest.mark.parametrize("command", BENCH)
+def test_benchmark_commands_set_options_that_exist(command):
+    _, path, *overrides = shlex.split(command)
+    module = runpy.run_path(str(ROOT / path))
+    [kind] = [x for name, x in module.items() if name.endswith("Options")]
+    options, others = read_options(kind, overrides)
+    assert others == []
+    assert set(options.attention.split(",")) <= {*ATTENTIONS, "mine", "all"}
 
 
 def test_the_readmes_variant_keeps_the_contract():

@@ -64,7 +64,7 @@ def cpu_training_peak_bytes(
     return resident + cpu_peak_bytes(step)
 
 
-def cpu_peak_bytes(run: Callable[[], None]) -> int:
+def cpu_peak_bytes(run: Callable[[], object]) -> int:
     """High-water mark of torch's CPU allocator during `run()`, above its start.
 
     The profiler reports each allocation, so that the figure is exact and does not depend on what

@@ -137,6 +137,10 @@ class Trainer:
         """One optimizer step on the next batch."""
         self.accumulate_gradient(self.reader.batch(self.progress.step))
         self.processes.sum_gradients(self.model.parameters())
+        self.update_weights()
+
+    def update_weights(self) -> None:
+        """The optimizer step on the gradient that has accumulated."""
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)

@@ -5,16 +5,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attention.base import AttentionCore, AttentionDims
 from attention.conformance.subject import inputs_for, lengths_mask
 
 LENGTHS = (512, 1024, 2048, 4096)
+
+
+def fused_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    """Of scaled dot-product attention, from the shapes of its arguments."""
+    return sdpa_flop_count(q, k, v)
+
+
+# torch counts the fused kernels of GPUs, and this one as nothing
+FUSED_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_flops}
 
 
 @dataclass(frozen=True)
@@ -48,16 +57,15 @@ def cost(core: AttentionCore, num_tokens: int) -> Cost:
     with torch.random.fork_rng(devices=[]):
         saved = saved_bytes(core, arguments)
         seconds = min(step_seconds(core, arguments) for _ in range(2))
-        count = multiply_adds(core, arguments)
-    return Cost(num_tokens, seconds, saved, count)
+        counted = multiply_adds(core, arguments) / core.dims.num_heads
+    return Cost(num_tokens, seconds, saved, counted)
 
 
-@torch.no_grad()
-def multiply_adds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:
-    """Multiply-adds of the forward pass in matrix products, per sequence and head."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+def multiply_adds(core: nn.Module, arguments: tuple[Tensor, ...]) -> float:
+    """Those of the matrix products of a forward pass, all heads and sequences together."""
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as flops, torch.no_grad():
         core(*arguments)
-    return flops.get_total_flops() / 2 / core.dims.num_heads / len(arguments[0])
+    return flops.get_total_flops() / 2
 
 
 def step_seconds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:
@@ -67,7 +75,7 @@ def step_seconds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:
     return time.perf_counter() - start
 
 
-def saved_bytes(core: AttentionCore, arguments: tuple[Tensor, ...]) -> int:
+def saved_bytes(core: nn.Module, arguments: tuple[Tensor, ...]) -> int:
     """Unique storage that autograd keeps, parameters excluded."""
     owned = {p.untyped_storage().data_ptr() for p in (*core.parameters(), *core.buffers())}
     kept: dict[int, Tensor] = {}

@@ -222,7 +222,7 @@ class Study:
         arguments = (inputs.q, inputs.k, inputs.v, inputs.token_mask)
         names = [name for name, _ in core.named_parameters()]
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            count = multiply_adds(core, arguments)
+            count = multiply_adds(core, arguments) / core.dims.num_heads / len(inputs.q)
         return {
             "effective_features": core.effective_features,
             "multiply_adds": count,
