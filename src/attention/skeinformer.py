@@ -36,11 +36,12 @@ from attention.base import (
 )
 from attention.sketching import (
     gather_rows,
+    overwrite_rows,
     pick_tokens,
     sample_with_replacement,
     sample_without_replacement,
 )
-from attention.unpadded import attention_of_rows, column_squares, pilot_attention
+from attention.skeinformer_cpu import Sketch, sketched_attention
 
 ColumnSampling = Literal["importance", "uniform"]
 RowNormalization = Literal["adaptive", "simple", "none", "truncated"]
@@ -117,39 +118,35 @@ class SkeinformerAttention(AttentionCore):
         column_noise: Float[Tensor, "b h e"],
     ) -> Float[Tensor, "b h n p"]:
         """Algorithm 1 with given noise, shaped as `draw_noise` returns it."""
+        if self.runs_on_cpu(q):
+            sketch = Sketch(self.num_samples, self.column_sampling=="importance", self.row_normalization=="adaptive", self.reuse_pilot)
+            return sketched_attention(q, k, v, token_mask, pilot_noise, column_noise, sketch)
         keys = attendable_keys(token_mask)
-        pilots = pick_tokens(keys, pilot_noise)
-        exact, log_weights = self.pilot_stage(q, k, v, keys, pilots)
+        with torch.no_grad():
+            pilots = pick_tokens(keys, pilot_noise)
+            log_weights = self.column_log_weights(q, k, v, keys, pilots)
         out = self.sketch(q, k, v, keys, log_weights, column_noise)
-        if exact is not None:
-            out = overwrite_rows(out, pilots, exact)
+        if self.reuse_pilot:
+            out = overwrite_rows(out, pilots, exact_rows(q, k, v, keys, pilots))
         return zero_padding(out, token_mask)
 
-    def pilot_stage(
+    def runs_on_cpu(self, q):
+        return self.row_normalization in ("adaptive", "simple") and q.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def column_log_weights(
         self,
         q: Float[Tensor, "b h n p"],
         k: Float[Tensor, "b h n p"],
         v: Float[Tensor, "b h n p"],
         keys: Bool[Tensor, "b n"],
         pilots: Int[Tensor, "b h m"],
-    ) -> tuple[Float[Tensor, "b h m p"] | None, Float[Tensor, "b h n"]]:
-        """The pilot rows, if they are reused, and the logarithm of the columns' weights.
-
-        The weights are unnormalized sampling probabilities: -inf where there is no key.
-        """
-        exact = None
+    ) -> Float[Tensor, "b h n"]:
+        """Logarithm of the unnormalized sampling probabilities; -inf where there is no key."""
         if self.column_sampling == "uniform":
             log_weights = torch.zeros_like(q[..., 0], dtype=torch.float32)
-            if self.reuse_pilot:
-                exact = exact_rows(gather_rows(q, pilots), k, v, keys)
-        elif self.reuse_pilot:
-            exact, squares = pilot_attention(gather_rows(q, pilots), k, v, keys)
-            log_weights = importance_log_weights(squares, v)
         else:
-            log_weights = importance_log_weights(
-                column_squares(gather_rows(q, pilots), k, keys), v
-            )
-        return exact, log_weights.masked_fill(~keys[:, None, :], float("-inf"))
+            log_weights = importance_log_weights(q, k, v, keys, pilots)
+        return log_weights.masked_fill(~keys[:, None, :], float("-inf"))
 
     def sketch(
         self,
@@ -168,18 +165,24 @@ class SkeinformerAttention(AttentionCore):
         if self.row_normalization == "truncated":
             return reweighted_softmax(q, k, v, keys, indicator(columns, valid, q.shape[2]))
         if self.row_normalization == "simple":
-            return softmax_over_columns(q, k, v, keys, columns, valid)
+            return softmax_over_columns(q, k, v, columns, valid)
         return adaptive_row_normalization(q, k, v, keys, columns, valid)
 
 
-@torch.no_grad()
 def importance_log_weights(
-    squares: Float[Tensor, "b h n"], v: Float[Tensor, "b h n p"]
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h n p"],
+    v: Float[Tensor, "b h n p"],
+    keys: Bool[Tensor, "b n"],
+    pilots: Int[Tensor, "b h m"],
 ) -> Float[Tensor, "b h n"]:
-    """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from those sums of squares."""
+    """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from the pilot rows of softmax."""
+    logits = ((gather_rows(q, pilots) * q.shape[-1] ** -0.5) @ k.mT).float()  # b h m n
+    # In place: at b h m n, fresh memory costs more than the arithmetic
+    probs = logits.masked_fill_(~keys[:, None, None, :], float("-inf")).softmax(-1)
     tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
-    value_squares = v.float().square().sum(-1)
-    return (squares.clamp_min(tiny).log() + value_squares.clamp_min(tiny).log()) / 2
+    column_norm = probs.square_().sum(2).clamp_min(tiny).log() / 2
+    return column_norm + v.float().square().sum(-1).clamp_min(tiny).log() / 2
 
 
 def adaptive_row_normalization(
@@ -197,10 +200,12 @@ def adaptive_row_normalization(
     sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
     mean_k = (valid.to(k.dtype) / num_valid)[..., None, :] @ sampled_k  # b h 1 p
     mean_v = (rest.to(v.dtype) / num_rest.clamp_min(1))[..., None, :] @ v
-    bias = slot_bias(valid, q.dtype)
-    bias = torch.cat([bias, num_rest.to(bias.dtype).log()], dim=-1)
-    return attention_of_rows(
-        q, torch.cat([sampled_k, mean_k], 2), torch.cat([sampled_v, mean_v], 2), bias, keys
+    # In half precision log(n - d) would be off by 0.03: the bias stays in fp32 or better.
+    bias = torch.zeros_like(valid, dtype=torch.promote_types(q.dtype, torch.float32))
+    bias = bias.masked_fill(~valid, float("-inf"))
+    bias = torch.cat([bias, num_rest.to(bias.dtype).log()], dim=-1)[:, :, None, :]
+    return F.scaled_dot_product_attention(
+        q, torch.cat([sampled_k, mean_k], 2), torch.cat([sampled_v, mean_v], 2), attn_mask=bias
     )
 
 
@@ -208,22 +213,13 @@ def softmax_over_columns(
     q: Float[Tensor, "b h n p"],
     k: Float[Tensor, "b h n p"],
     v: Float[Tensor, "b h n p"],
-    keys: Bool[Tensor, "b n"],
     columns: Int[Tensor, "b h d"],
     valid: Bool[Tensor, "b h d"],
 ) -> Float[Tensor, "b h n p"]:
     """Softmax over the sampled keys alone: simple row normalization."""
-    sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
-    return attention_of_rows(q, sampled_k, sampled_v, slot_bias(valid, q.dtype), keys)
-
-
-def slot_bias(valid: Bool[Tensor, "b h d"], dtype: torch.dtype) -> Float[Tensor, "b h d"]:
-    """0 for the slots that hold a sample, -inf for the others; in float32 or better.
-
-    In half precision log(n - d), which joins it, would be off by 0.03.
-    """
-    bias = torch.zeros_like(valid, dtype=torch.promote_types(dtype, torch.float32))
-    return bias.masked_fill(~valid, float("-inf"))
+    return F.scaled_dot_product_attention(
+        q, gather_rows(k, columns), gather_rows(v, columns), attn_mask=valid[:, :, None, :]
+    )
 
 
 def reweighted_softmax(
@@ -249,25 +245,16 @@ def unbiased_column_weights(
 
 
 def exact_rows(
-    q: Float[Tensor, "b h m p"],
+    q: Float[Tensor, "b h n p"],
     k: Float[Tensor, "b h n p"],
     v: Float[Tensor, "b h n p"],
     keys: Bool[Tensor, "b n"],
+    rows: Int[Tensor, "b h m"],
 ) -> Float[Tensor, "b h m p"]:
     """Softmax attention of the given rows."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None, :])
-
-
-def overwrite_rows(
-    out: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h m"], new: Float[Tensor, "b h m p"]
-) -> Float[Tensor, "b h n p"]:
-    """Replace rows of `out`; of a row given several times, one copy carries the gradient."""
-    slots = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
-    last_slot = torch.zeros_like(rows[..., :1]).expand(*rows.shape[:2], out.shape[2])
-    last_slot = last_slot.scatter(2, rows, slots)
-    is_carrier = last_slot.gather(2, rows) == slots  # b h m
-    new = torch.where(is_carrier[..., None], new, new.detach())
-    return out.scatter(2, rows[..., None].expand_as(new), new)
+    return F.scaled_dot_product_attention(
+        gather_rows(q, rows), k, v, attn_mask=keys[:, None, None, :]
+    )
 
 
 def indicator(

@@ -16,6 +16,32 @@ def gather_rows(
     return x.gather(2, rows[..., None].expand(*rows.shape, x.shape[-1]))
 
 
+def overwrite_rows(
+    out: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h m"], new: Float[Tensor, "b h m p"]
+) -> Float[Tensor, "b h n p"]:
+    """Replace rows of `out`; of a row given several times, one copy carries the gradient."""
+    is_carrier = carries_gradient(rows, out.shape[2])[..., None]
+    new = torch.where(is_carrier, new, new.detach())
+    return out.scatter(2, rows[..., None].expand_as(new), new)
+
+
+def carries_gradient(rows: Int[Tensor, "b h m"], num_rows: int) -> Bool[Tensor, "b h m"]:
+    """True for one copy of each of the given rows."""
+    slots = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
+    last_slot = torch.zeros_like(rows[..., :1]).expand(*rows.shape[:2], num_rows)
+    last_slot = last_slot.scatter(2, rows, slots)
+    return last_slot.gather(2, rows) == slots
+
+
+def importance_log_weights(
+    squares: Float[Tensor, "b h n"], v: Float[Tensor, "b h n p"]
+) -> Float[Tensor, "b h n"]:
+    """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from those sums of squares."""
+    tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
+    norms = torch.linalg.vector_norm(v, dim=-1, dtype=torch.promote_types(v.dtype,torch.float32))
+    return squares.clamp_min(tiny).log() / 2 + norms.clamp_min(tiny).log()
+
+
 def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> Int[Tensor, "b h m"]:
     """Indices of True keys, uniform with replacement, from noise in [0, 1).
 
