@@ -106,7 +106,7 @@ class SkeinformerAttention(AttentionCore):
         pilot = torch.rand(b, h, self.num_pilots, device=q.device)
         if self.row_normalization == "none":  # drawn with replacement
             return pilot, torch.rand(b, h, self.num_samples, device=q.device)
-        return pilot, torch.empty(b, h, n, device=q.device).exponential_()
+        return pilot, -torch.log1p(-torch.rand(b, h, n, device=q.device))
 
     def attend(
         self,

@@ -18,7 +18,7 @@ of the sampled columns its lse is infinite: its P is zero there, and so is what 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any, NamedTuple
 
 import torch
@@ -30,14 +30,14 @@ from attention.sketching import (
     carries_gradient,
     gather_rows,
     importance_log_weights,
-    pick_tokens,
+    pick_positions,
     sample_without_replacement,
 )
 
 MAX_SCORES = 2**18
 """Pilot scores that exist at a time: 1 MiB in float32, so that they stay in a core's cache."""
-MIN_ROWS = 16
-"""Pilot rows at a time however long they are: fewer would starve the matrix products."""
+ROW_STEP = 16
+"""Pilot rows come in multiples of it, as the matrix product likes them."""
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -64,6 +64,8 @@ class Kept(NamedTuple):
     lse: Float[Tensor, "b h n"]
     """Log-sum-exp over the sampled columns; infinite in pilot rows that have their own output."""
     columns: Int[Tensor, "b h d"]
+    sampled_k: Float[Tensor, "b h e p"]
+    sampled_v: Float[Tensor, "b h e p"]
     pilots: Int[Tensor, "b h m"] | None
     pilot_lse: Float[Tensor, "b h m"] | None
     """Log-sum-exp of the pilot rows over all keys."""
@@ -101,7 +103,7 @@ class SketchedAttention(torch.autograd.Function):
         sketch: Sketch,
     ) -> Tensor:
         """The output."""
-        out = zeros_by_rows(v)
+        out = torch.zeros_like(v)
         kept: list[Tensor | None] = []
         for b, tokens in sequences(token_mask):
             q_b, k_b, v_b = (x[b, :, tokens] for x in (q, k, v))
@@ -117,7 +119,7 @@ class SketchedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v."""
         q, k, v, token_mask, out, *kept = ctx.saved_tensors
-        grads = [zeros_by_rows(x) for x in (q, k, v)]
+        grads = [torch.zeros_like(x) for x in (q, k, v)]
         for i, (b, tokens) in enumerate(sequences(token_mask)):
             inputs = (x[b, :, tokens] for x in (grad, q, k, v, out))
             kept_b = Kept(*kept[len(Kept._fields) * i :][: len(Kept._fields)])
@@ -135,20 +137,21 @@ def attend(
     sketch: Sketch,
 ) -> tuple[Float[Tensor, "b h n p"], Kept]:
     """Algorithm 1 for sequences without padding."""
-    every_token = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool)
-    pilots = pick_tokens(every_token, pilot_noise)
+    pilots = pick_positions(q.shape[2], pilot_noise)
     exact, pilot_lse, squares = pilot_stage(gather_rows(q, pilots), k, v, sketch)
     if sketch.by_importance:
         log_weights = importance_log_weights(squares, v)
     else:
         log_weights = torch.zeros_like(squares)
     columns, _ = sample_without_replacement(log_weights, column_noise, sketch.num_samples)
+    sampled_k, sampled_v = column_inputs(k, v, columns, sketch)
     bias = column_bias(k.shape[2], columns.shape[2], sketch, q)
-    out, lse = flash_attention(q, *column_inputs(k, v, columns, sketch), attn_mask=bias)
+    out, lse = flash_attention(q, sampled_k, sampled_v, attn_mask=bias)
     if not sketch.reuses_pilots:
-        return out, Kept(lse, columns, None, None)
+        return out, Kept(lse, columns, sampled_k, sampled_v, None, None)
     out.scatter_(2, pilots[..., None].expand_as(exact), exact.to(out.dtype))
-    return out, Kept(lse.scatter(2, pilots, torch.inf), columns, pilots, pilot_lse)
+    lse = lse.scatter(2, pilots, torch.inf)
+    return out, Kept(lse, columns, sampled_k, sampled_v, pilots, pilot_lse)
 
 
 def pilot_stage(
@@ -162,32 +165,25 @@ def pilot_stage(
     In float32 or better; zeros in place of what the switches do without.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    scaled_q, k, v = q.to(dtype) * q.shape[-1] ** -0.5, k.to(dtype), v.to(dtype)
-    out, lse, squares = torch.zeros_like(scaled_q), scaled_q.new_zeros(q.shape[:3]), torch.zeros_like(k[..., 0])
+    q, k, v = q.to(dtype) * q.shape[-1] ** -0.5, k.to(dtype), v.to(dtype)
+    out, lse, squares = torch.zeros_like(q), q.new_zeros(q.shape[:3]), q.new_zeros(k.shape[:3])
     if not (sketch.by_importance or sketch.reuses_pilots):
         return out, lse, squares
-    for rows in pilot_chunks(q, k):
-        head = rows[:2]
-        scores = scaled_q[rows] @ k[head].T
-        top = scores.amax(-1, keepdim=True)
-        exp = scores.sub_(top).exp_()
-        total = exp.sum(-1, keepdim=True)
-        lse[rows] = (top + total.log())[:, 0]
-        if sketch.reuses_pilots:
-            out[rows] = (exp @ v[head]).div_(total)
-        if sketch.by_importance:
-            squares[head].addmv_(exp.square_().T, total[:, 0] ** -2)
+    num_rows = max(1, MAX_SCORES // k.shape[2] // ROW_STEP) * ROW_STEP
+    buffer = q.new_empty(min(num_rows, q.shape[2]), k.shape[2])
+    for head in product(*map(range, q.shape[:2])):
+        for start in range(0, q.shape[2], num_rows):
+            rows = (*head, slice(start, start + num_rows))
+            scores = torch.mm(q[rows], k[head].T, out=buffer[: q.shape[2] - start])
+            top = scores.amax(-1, keepdim=True)
+            exp = scores.sub_(top).exp_()
+            total = exp.sum(-1, keepdim=True)
+            lse[rows] = (top + total.log())[:, 0]
+            if sketch.reuses_pilots:
+                out[rows] = (exp @ v[head]).div_(total)
+            if sketch.by_importance:
+                squares[head].addmv_(exp.square_().T, total[:, 0] ** -2)
     return out, lse, squares
-
-
-def pilot_chunks(
-    q: Float[Tensor, "b h m p"], k: Float[Tensor, "b h n p"]
-) -> Iterator[tuple[int, int, slice]]:
-    """Sequence, head and rows of the pilots whose scores are computed together."""
-    b, h, m, _ = q.shape
-    num_rows = max(MIN_ROWS, MAX_SCORES // k.shape[2])
-    for start in product(range(b), range(h), range(0, m, num_rows)):
-        yield *start[:2], slice(start[2], start[2] + num_rows)
 
 
 def column_inputs(
@@ -229,13 +225,12 @@ def gradients(
     """The gradients of q, k and v of sequences without padding."""
     columns, pilots = kept.columns, kept.pilots
     num_columns = columns.shape[2]
-    sampled_k, sampled_v = column_inputs(k, v, columns, sketch)
     bias = column_bias(k.shape[2], num_columns, sketch, q)
     grad_q, grad_k_, grad_v_ = flash_attention_backward(
-        grad, q, sampled_k, sampled_v, out, kept.lse, 0.0, False, attn_mask=bias
+        grad, q, kept.sampled_k, kept.sampled_v, out, kept.lse, 0.0, False, attn_mask=bias
     )
     if pilots is None:
-        grad_k, grad_v = zeros_by_rows(k), zeros_by_rows(v)
+        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
     else:
         carrier = carries_gradient(pilots, q.shape[2])[..., None]
         grad_rows, grad_k, grad_v = flash_attention_backward(
@@ -260,19 +255,15 @@ def add_rows(x: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h d"], new: Float
     x.scatter_add_(2, rows[..., None].expand_as(new), new)
 
 
-def zeros_by_rows(x: Float[Tensor, "b h n p"]) -> Float[Tensor, "b h n p"]:
-    """Zeros of the same shape, the heads of a row side by side: the layout of the kernel."""
-    b, h, n, p = x.shape
-    return x.new_zeros(b, n, h, p).transpose(1, 2)
-
-
 def sequences(mask: Bool[Tensor, "b n"]) -> Iterator[tuple[slice, Positions]]:
-    """Sequences that have tokens, and where these are; all sequences at once without padding."""
-    if mask.all():
-        yield slice(None), slice(None)
-        return
-    for i, row in enumerate(mask):
-        tokens = row.nonzero()[:, 0]
-        count = len(tokens)
-        if count:
-            yield slice(i, i + 1), slice(count) if row[:count].all() else tokens
+    """Neighbors that are cut alike, and where their tokens are; none that are all padding."""
+    lengths = mask.sum(-1)
+    is_cut = mask == (torch.arange(mask.shape[1]) < lengths[:, None])
+    # A sequence with holes is alike to no other
+    cuts = torch.where(is_cut.all(-1), lengths, -1 - torch.arange(len(mask)))
+    start = 0
+    for cut, run in groupby(cuts.tolist()):
+        stop = start + len(list(run))
+        if cut:
+            yield slice(start, stop), slice(cut) if cut > 0 else mask[start].nonzero()[:, 0]
+        start = stop

@@ -49,10 +49,16 @@ def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> I
     needs at least one True key.
     """
     rank_of_key = keys.cumsum(-1)  # b n
-    num_keys = rank_of_key[:, -1, None, None]
-    # u * count may round up to count
-    rank = (uniform.double() * num_keys).long().clamp_max(num_keys - 1)
+    rank = pick_positions(rank_of_key[:, -1, None, None], uniform)
     return torch.searchsorted(rank_of_key, (rank + 1).flatten(1)).view_as(rank)
+
+
+def pick_positions(
+    count: int | Int[Tensor, "b 1 1"], uniform: Float[Tensor, "b h m"]
+) -> Int[Tensor, "b h m"]:
+    """floor(u * count) for noise u in [0, 1)."""
+    # u * count may round up to count
+    return (uniform.double() * count).long().clamp_max(count - 1)
 
 
 def sample_without_replacement(
