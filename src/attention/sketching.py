@@ -34,12 +34,12 @@ def carries_gradient(rows: Int[Tensor, "b h m"], num_rows: int) -> Bool[Tensor, 
 
 
 def importance_log_weights(
-    squares: Float[Tensor, "b h n"], v: Float[Tensor, "b h n p"]
+    squared_norms: Float[Tensor, "b h n"], v: Float[Tensor, "b h n p"]
 ) -> Float[Tensor, "b h n"]:
-    """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from those sums of squares."""
+    """log(||B^(i)|| ||V_i||), Equation (5) of Skeinformer, from squared norms of the columns."""
     tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
-    norms = torch.linalg.vector_norm(v, dim=-1, dtype=torch.promote_types(v.dtype,torch.float32))
-    return squares.clamp_min(tiny).log() / 2 + norms.clamp_min(tiny).log()
+    squared_values = v.to(squared_norms.dtype).square().sum(-1)
+    return squared_norms.clamp_min(tiny).log() / 2 + squared_values.clamp_min(tiny).log() / 2
 
 
 def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> Int[Tensor, "b h m"]:

@@ -9,12 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attention.base import AttentionCore, AttentionDims
 from attention.conformance.subject import inputs_for, lengths_mask
 
 LENGTHS = (512, 1024, 2048, 4096)
+CPU_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What `FlopCounterMode` does not know: the kernel that a core may call by name."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,16 @@ def cost(core: AttentionCore, num_tokens: int) -> Cost:
     with torch.random.fork_rng(devices=[]):
         saved = saved_bytes(core, arguments)
         seconds = min(step_seconds(core, arguments) for _ in range(2))
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
+        flops = FlopCounterMode(display=False, custom_mapping={CPU_KERNEL: cpu_kernel_flops})
+        with sdpa_kernel(SDPBackend.MATH), flops, torch.no_grad():
             core(*arguments)
     multiply_adds = flops.get_total_flops() / 2 / core.dims.num_heads
     return Cost(num_tokens, seconds, saved, multiply_adds)
+
+
+def cpu_kernel_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
+    """Twice the multiply-adds of attention on inputs of these shapes."""
+    return int(sdpa_flop_count(q, k, v))
 
 
 def step_seconds(core: AttentionCore, arguments: tuple[Tensor, ...]) -> float:

@@ -37,9 +37,7 @@ PUBLISHED = {
     "linformer_jlt": Published(MISSING, None, "attention stays exact: 2n²p and 2ndp"),
     "informer": Published("3ndp", 141.9, "u = 256 / ln n rounded up twice, up to 9 % over d"),
     "informer_masked": Published("3ndp", 137.6, "as informer"),
-    "skeinformer": Published(
-        "4ndp", 18.3, "pilot scores count twice: for sampling, and for the exact rows"
-    ),
+    "skeinformer": Published("4ndp", 18.3, "on a GPU ndp more: pilot scores computed twice"),
     "skeinformer_uniform": Published("4ndp", 5.2, "the release without pilot reuse"),
     "skeinformer_no_norm": Published("4ndp", 57.8, "the exact denominator costs n²p more"),
     "skeinformer_simple_norm": Published("4ndp", 17.8, "the release without pilot reuse"),
