@@ -113,7 +113,7 @@ def test_output_and_gradient_are_those_of_algorithm_1(qkv, mask, normalization, 
 def test_column_weights_are_equation_5(qkv, mask):
     q, k, v = (x.detach() for x in qkv)
     pilots = pick_tokens(mask, torch.rand(B, H, 9))
-    weights = importance_log_weights(squared_column_norms(q, k, mask, pilots), v)
+    weights = importance_log_weights(squared_column_norms(q, k, mask, pilots), v.square().sum(-1))
     for b, h in itertools.product(range(B), range(H)):
         tokens = mask[b].nonzero().flatten()
         rows = softmax_matrix(q[b, h][pilots[b, h]], k[b, h], tokens)

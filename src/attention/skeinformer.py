@@ -153,7 +153,8 @@ class SkeinformerAttention(AttentionCore):
         if self.column_sampling == "uniform":
             log_weights = torch.zeros_like(q[..., 0], dtype=torch.float32)
         else:
-            log_weights = importance_log_weights(squared_column_norms(q, k, keys, pilots), v)
+            squared_columns = squared_column_norms(q, k, keys, pilots)
+            log_weights = importance_log_weights(squared_columns, v.float().square().sum(-1))
         return log_weights.masked_fill(~keys[:, None, :], float("-inf"))
 
     def sketch(

@@ -37,15 +37,17 @@ from attention.sketching import (
 MIN_SCORES = 2**16
 """Scores of a sequence from which cutting it to its tokens pays for a loop over sequences."""
 CHUNK_SCORES = 2**18
-"""Pilot scores that exist at a time: 1 MiB in float32, so that they stay in a core's cache."""
-CHUNK_ROWS = 16
-"""Pilot rows come in multiples of it, as the matrix product likes them."""
+"""Pilot scores a thread has at a time: 1 MiB in float32, so that they stay in a core's cache."""
+STEP = 16
+"""Sizes of matrices are multiples of it where they can be: the length of a vector register."""
+MAX_PLAIN_EXP = 40.0
+"""Scores up to which exp needs no shift: e^80, the square of e^40, is a float32."""
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 Positions = slice | Tensor
-"""Tokens of a sequence: a slice, hence a view, or indices if there are holes among them."""
+"""Places in a sequence: a slice, hence a view, or indices if there are holes between them."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,16 @@ class SketchedAttention(torch.autograd.Function):
         sketch: Sketch,
     ) -> Tensor:
         """The output."""
-        out = torch.zeros_like(v)
+        ctx.runs, ctx.padding = list(sequences(token_mask)), list(sequences(~token_mask))
+        out = zeros_at(ctx.padding, v)
         kept: list[Tensor] = []
-        for b, tokens in sequences(token_mask):
+        for b, tokens in ctx.runs:
             where = (b, slice(None), tokens)
             out[where], kept_here = attend(
                 q[where], k[where], v[where], column_noise[where], pilot_noise[b], sketch
             )
             kept.extend(kept_here)
-        ctx.save_for_backward(q, k, v, token_mask, out, *kept)
+        ctx.save_for_backward(q, k, v, out, *kept)
         ctx.sketch = sketch
         return out
 
@@ -128,9 +131,9 @@ class SketchedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v."""
-        q, k, v, token_mask, out, *kept = ctx.saved_tensors
-        grads = [torch.zeros_like(x) for x in (q, k, v)]
-        for b, tokens in sequences(token_mask):
+        q, k, v, out, *kept = ctx.saved_tensors
+        grads = [zeros_at(ctx.padding, x) for x in (q, k, v)]
+        for b, tokens in ctx.runs:
             where = (b, slice(None), tokens)
             kept_here, kept = Kept(*kept[: len(Kept._fields)]), kept[len(Kept._fields) :]
             parts = gradients(
@@ -154,7 +157,8 @@ def attend(
     exact, pilot_lse, squares = pilot_stage(gather_rows(q, pilots), k, v, sketch)
     log_weights = torch.zeros_like(squares)
     if sketch.by_importance:
-        log_weights = importance_log_weights(squares, v)
+        squared_values = torch.linalg.vector_norm(v, dim=-1, dtype=squares.dtype).square()
+        log_weights = importance_log_weights(squares, squared_values)
     columns, _ = sample_without_replacement(log_weights, column_noise, sketch.num_samples)
     sampled_k, sampled_v = sampled_and_rest(k, v, columns, sketch)
     out, lse = flash_attention(q, sampled_k, sampled_v, attn_mask=column_bias(q, columns, sketch))
@@ -179,16 +183,22 @@ def pilot_stage(
     out, lse, squares = torch.zeros_like(q), q.new_zeros(q.shape[:3]), q.new_zeros(k.shape[:3])
     if not (sketch.by_importance or sketch.reuses_pilots):
         return out, lse, squares
-    num_rows = max(1, CHUNK_SCORES // k.shape[2] // CHUNK_ROWS) * CHUNK_ROWS
+    num_scores = CHUNK_SCORES * torch.get_num_threads()
+    num_rows = max(1, num_scores // k.shape[2] // STEP) * STEP
+    # By Cauchy-Schwarz no score of a head is larger
+    q_norm, k_norm = (torch.linalg.vector_norm(x, dim=-1).amax(-1) for x in (q, k))
+    needs_shift = (q_norm * k_norm > MAX_PLAIN_EXP).tolist()
     # The same memory for every chunk: fresh memory costs more than a pass over the scores
     buffer = q.new_empty(min(num_rows, q.shape[2]), k.shape[2])
     for b, h, start in product(*map(range, q.shape[:2]), range(0, q.shape[2], num_rows)):
         rows = (b, h, slice(start, start + num_rows))
         scores = torch.mm(q[rows], k[b, h].T, out=buffer[: q.shape[2] - start])
-        top = scores.amax(-1, keepdim=True)
-        exp = scores.sub_(top).exp_()
+        if needs_shift[b][h]:
+            lse[rows] = scores.amax(-1)
+            scores.sub_(lse[rows][:, None])
+        exp = scores.exp_()
         total = exp.sum(-1, keepdim=True)
-        lse[rows] = (top + total.log())[:, 0]
+        lse[rows] += total[:, 0].log()
         if sketch.reuses_pilots:
             out[rows] = (exp @ v[b, h]).div_(total)
         if sketch.by_importance:
@@ -207,7 +217,7 @@ def sampled_and_rest(
     columns: Int[Tensor, "b h d"],
     sketch: Sketch,
 ) -> tuple[Float[Tensor, "b h e p"], Float[Tensor, "b h e p"]]:
-    """Keys and values of the sampled columns, and behind them those of the rest."""
+    """Keys and values of the sampled columns; behind them those of the rest, and empty ones."""
     sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
     count = num_rest(k.shape[2], columns, sketch)
     if count == 0:
@@ -216,20 +226,31 @@ def sampled_and_rest(
     is_rest = torch.ones_like(k[..., 0], dtype=dtype).scatter_(2, columns, 0)
     mean_v = (is_rest[:, :, None, :] @ v.to(dtype) / count).to(v.dtype)
     mean_k = sampled_k.mean(2, keepdim=True)
-    return torch.cat([sampled_k, mean_k], 2), torch.cat([sampled_v, mean_v], 2)
+    empty = k.new_zeros(*k.shape[:2], num_empty(columns.shape[2]), k.shape[3])
+    return torch.cat([sampled_k, mean_k, empty], 2), torch.cat([sampled_v, mean_v, empty], 2)
 
 
 def column_bias(
     q: Float[Tensor, "b h n p"], columns: Int[Tensor, "b h d"], sketch: Sketch
 ) -> Float[Tensor, "1 1 1 e"] | None:
-    """log(n - d) for the key of the rest, in float32 or better; None if there is no such key."""
+    """0 for a sampled key, log(n - d) for that of the rest, -inf for an empty one.
+
+    In float32 or better; None if there are but sampled keys.
+    """
     count = num_rest(q.shape[2], columns, sketch)
     if count == 0:
         return None
+    d = columns.shape[2]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    bias = q.new_zeros(1, 1, 1, columns.shape[2] + 1, dtype=dtype)
-    bias[..., -1] = math.log(count)
+    bias = q.new_full((1, 1, 1, d + 1 + num_empty(d)), -torch.inf, dtype=dtype)
+    bias[..., :d] = 0
+    bias[..., d] = math.log(count)
     return bias
+
+
+def num_empty(num_samples: int) -> int:
+    """Keys that fill up the sampled ones and the one of the rest to a multiple of `STEP`."""
+    return -(num_samples + 1) % STEP
 
 
 def gradients(
@@ -242,20 +263,21 @@ def gradients(
     sketch: Sketch,
 ) -> tuple[Float[Tensor, "b h n p"], Float[Tensor, "b h n p"], Float[Tensor, "b h n p"]]:
     """Gradients of q, k and v of sequences without padding, given that of the output."""
-    columns = kept.columns
+    columns, d = kept.columns, kept.columns.shape[2]
     bias = column_bias(q, columns, sketch)
     grad_q, grad_sampled_k, grad_sampled_v = flash_attention_backward(
         grad, q, kept.sampled_k, kept.sampled_v, out, kept.lse, 0.0, False, attn_mask=bias
     )
-    grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
     if sketch.reuses_pilots:
         grad_pilots, grad_k, grad_v = pilot_gradients(grad, q, k, v, out, kept)
         add_to_rows(grad_q, kept.pilots, grad_pilots)
+    else:
+        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
     count = num_rest(k.shape[2], columns, sketch)
     if count:
-        grad_sampled_k, grad_mean_k = grad_sampled_k.tensor_split([-1], 2)
-        grad_sampled_v, grad_mean_v = grad_sampled_v.tensor_split([-1], 2)
-        grad_sampled_k = grad_sampled_k + grad_mean_k / columns.shape[2]
+        grad_sampled_k, grad_mean_k, _ = grad_sampled_k.tensor_split([d, d + 1], 2)
+        grad_sampled_v, grad_mean_v, _ = grad_sampled_v.tensor_split([d, d + 1], 2)
+        grad_sampled_k = grad_sampled_k + grad_mean_k / d
         # To all values, and off again where a value is sampled
         grad_v += grad_mean_v / count
         grad_sampled_v = grad_sampled_v - grad_mean_v / count
@@ -290,15 +312,28 @@ def add_to_rows(
     x.scatter_add_(2, rows[..., None].expand_as(new), new)
 
 
+def zeros_at(
+    padding: list[tuple[slice, Positions]], x: Float[Tensor, "b h n p"]
+) -> Float[Tensor, "b h n p"]:
+    """A tensor like `x`, zero at padding; what it holds at tokens is for the caller to write."""
+    result = torch.empty_like(x)
+    for b, places in padding:
+        result[b, :, places] = 0
+    return result
+
+
 def sequences(mask: Bool[Tensor, "b n"]) -> Iterator[tuple[slice, Positions]]:
-    """Runs of sequences that are cut alike, and where their tokens are; none without tokens."""
-    lengths = mask.sum(-1)
-    is_prefix = (mask == (torch.arange(mask.shape[1]) < lengths[:, None])).all(-1)
-    # A sequence with holes is alike to no other
-    cuts = torch.where(is_prefix, lengths, -1 - torch.arange(len(mask)))
-    start = 0
-    for cut, run in groupby(cuts.tolist()):
-        stop = start + len(list(run))
-        if cut:
-            yield slice(start, stop), slice(cut) if cut > 0 else mask[start].nonzero()[:, 0]
-        start = stop
+    """Runs of sequences that are True at the same places, and these; none that are all False."""
+    first = mask.int().argmax(-1)
+    end = first + mask.sum(-1)
+    position = torch.arange(mask.shape[1])
+    is_block = (mask == ((position >= first[:, None]) & (position < end[:, None]))).all(-1)
+    # A sequence with holes is in no run with another
+    hole = torch.where(is_block, -1, torch.arange(len(mask)))
+    begin = 0
+    for cut, run in groupby(zip(first.tolist(), end.tolist(), hole.tolist(), strict=True)):
+        stop = begin + len(list(run))
+        if cut[0] < cut[1]:
+            places = slice(*cut[:2]) if cut[2] < 0 else mask[begin].nonzero()[:, 0]
+            yield slice(begin, stop), places
+        begin = stop

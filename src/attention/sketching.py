@@ -34,12 +34,11 @@ def carries_gradient(rows: Int[Tensor, "b h m"], num_rows: int) -> Bool[Tensor, 
 
 
 def importance_log_weights(
-    squared_norms: Float[Tensor, "b h n"], v: Float[Tensor, "b h n p"]
+    squared_columns: Float[Tensor, "b h n"], squared_values: Float[Tensor, "b h n"]
 ) -> Float[Tensor, "b h n"]:
-    """log(||B^(i)|| ||V_i||), Equation (5) of Skeinformer, from squared norms of the columns."""
+    """log(||B^(i)|| ||V_i||), Equation (5) of Skeinformer, from the squares of both norms."""
     tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
-    squared_values = v.to(squared_norms.dtype).square().sum(-1)
-    return squared_norms.clamp_min(tiny).log() / 2 + squared_values.clamp_min(tiny).log() / 2
+    return squared_columns.clamp_min(tiny).log() / 2 + squared_values.clamp_min(tiny).log() / 2
 
 
 def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> Int[Tensor, "b h m"]:
