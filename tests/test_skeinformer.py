@@ -12,10 +12,14 @@ from attention.skeinformer import (
     RowNormalization,
     SkeinformerAttention,
     adaptive_row_normalization,
-    importance_log_weights,
+    squared_column_norms,
     unbiased_column_weights,
 )
-from attention.sketching import pick_tokens, sample_without_replacement
+from attention.sketching import (
+    importance_log_weights,
+    pick_tokens,
+    sample_without_replacement,
+)
 from attention.softmax import SoftmaxAttention
 
 DIMS = AttentionDims(num_heads=2, head_dim=8, max_seq_len=64)
@@ -32,6 +36,13 @@ def make_core(**changes):
         "reuse_pilot": True,
     }
     return SkeinformerAttention(DIMS, **(arguments | changes))
+
+
+@pytest.fixture(params=["any device", "CPU"], autouse=True)
+def implementation(request, monkeypatch):
+    """Both forms of the algorithm, whatever the size of the input."""
+    min_scores = 0 if request.param == "CPU" else float("inf")
+    monkeypatch.setattr("attention.skeinformer_cpu.MIN_SCORES", min_scores)
 
 
 @pytest.fixture
@@ -102,7 +113,7 @@ def test_output_and_gradient_are_those_of_algorithm_1(qkv, mask, normalization, 
 def test_column_weights_are_equation_5(qkv, mask):
     q, k, v = (x.detach() for x in qkv)
     pilots = pick_tokens(mask, torch.rand(B, H, 9))
-    weights = importance_log_weights(q, k, v, mask, pilots)
+    weights = importance_log_weights(squared_column_norms(q, k, mask, pilots), v.square().sum(-1))
     for b, h in itertools.product(range(B), range(H)):
         tokens = mask[b].nonzero().flatten()
         rows = softmax_matrix(q[b, h][pilots[b, h]], k[b, h], tokens)

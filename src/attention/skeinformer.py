@@ -2,7 +2,8 @@
 
 Chen, Zeng, Hakkani-Tur, Jin, Ji, Yang, "Sketching as a Tool for Understanding and Accelerating
 Self-attention for Long Sequences", NAACL 2022, https://arxiv.org/abs/2112.05359, Algorithm 1.
-4 n d p multiply-adds; O(n) memory.
+4 n d p multiply-adds; O(n) memory. `attention.skeinformer_cpu` is the same, faster, on a CPU; here
+the pilot scores are computed twice, for the sampling and for the exact rows.
 
 Algorithm 1, lines 7-11, fills the unselected scores of a row with the geometric mean of its d
 selected ones. The geometric mean of exponentials is the exponential of the mean score, so all
@@ -34,8 +35,11 @@ from attention.base import (
     checked_count,
     zero_padding,
 )
+from attention.skeinformer_cpu import Sketch, sketched_attention
 from attention.sketching import (
     gather_rows,
+    importance_log_weights,
+    overwrite_rows,
     pick_tokens,
     sample_with_replacement,
     sample_without_replacement,
@@ -75,6 +79,15 @@ class SkeinformerAttention(AttentionCore):
         self.column_sampling = column_sampling
         self.row_normalization = row_normalization
         self.reuse_pilot = reuse_pilot
+        self.cpu_sketch: Sketch | None = None
+        if row_normalization in ("adaptive", "simple"):
+            self.cpu_sketch = Sketch(
+                num_samples=num_samples,
+                num_pilots=num_pilots,
+                by_importance=column_sampling == "importance",
+                fills_rest=row_normalization == "adaptive",
+                reuses_pilots=reuse_pilot,
+            )
 
     def not_promised(self) -> dict[str, str]:
         if self.row_normalization == "truncated":
@@ -104,7 +117,7 @@ class SkeinformerAttention(AttentionCore):
         pilot = torch.rand(b, h, self.num_pilots, device=q.device)
         if self.row_normalization == "none":  # drawn with replacement
             return pilot, torch.rand(b, h, self.num_samples, device=q.device)
-        return pilot, torch.empty(b, h, n, device=q.device).exponential_()
+        return pilot, -torch.log1p(-torch.rand(b, h, n, device=q.device))
 
     def attend(
         self,
@@ -116,6 +129,9 @@ class SkeinformerAttention(AttentionCore):
         column_noise: Float[Tensor, "b h e"],
     ) -> Float[Tensor, "b h n p"]:
         """Algorithm 1 with given noise, shaped as `draw_noise` returns it."""
+        if self.cpu_sketch is not None and self.cpu_sketch.pays_off(q):
+            noise = (pilot_noise, column_noise)
+            return sketched_attention(q, k, v, token_mask, *noise, self.cpu_sketch)
         keys = attendable_keys(token_mask)
         with torch.no_grad():
             pilots = pick_tokens(keys, pilot_noise)
@@ -137,7 +153,8 @@ class SkeinformerAttention(AttentionCore):
         if self.column_sampling == "uniform":
             log_weights = torch.zeros_like(q[..., 0], dtype=torch.float32)
         else:
-            log_weights = importance_log_weights(q, k, v, keys, pilots)
+            squared_columns = squared_column_norms(q, k, keys, pilots)
+            log_weights = importance_log_weights(squared_columns, v.float().square().sum(-1))
         return log_weights.masked_fill(~keys[:, None, :], float("-inf"))
 
     def sketch(
@@ -161,20 +178,17 @@ class SkeinformerAttention(AttentionCore):
         return adaptive_row_normalization(q, k, v, keys, columns, valid)
 
 
-def importance_log_weights(
+def squared_column_norms(
     q: Float[Tensor, "b h n p"],
     k: Float[Tensor, "b h n p"],
-    v: Float[Tensor, "b h n p"],
     keys: Bool[Tensor, "b n"],
     pilots: Int[Tensor, "b h m"],
 ) -> Float[Tensor, "b h n"]:
-    """log((sum_k b²[j_k, i])^(1/2) ||V_i||), Equation (5), from the pilot rows of softmax."""
+    """sum_k b²[j_k, i] of Equation (5), from the pilot rows of softmax."""
     logits = ((gather_rows(q, pilots) * q.shape[-1] ** -0.5) @ k.mT).float()  # b h m n
     # In place: at b h m n, fresh memory costs more than the arithmetic
     probs = logits.masked_fill_(~keys[:, None, None, :], float("-inf")).softmax(-1)
-    tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
-    column_norm = probs.square_().sum(2).clamp_min(tiny).log() / 2
-    return column_norm + v.float().square().sum(-1).clamp_min(tiny).log() / 2
+    return probs.square_().sum(2)
 
 
 def adaptive_row_normalization(
@@ -247,18 +261,6 @@ def exact_rows(
     return F.scaled_dot_product_attention(
         gather_rows(q, rows), k, v, attn_mask=keys[:, None, None, :]
     )
-
-
-def overwrite_rows(
-    out: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h m"], new: Float[Tensor, "b h m p"]
-) -> Float[Tensor, "b h n p"]:
-    """Replace rows of `out`; of a row given several times, one copy carries the gradient."""
-    slots = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
-    last_slot = torch.zeros_like(rows[..., :1]).expand(*rows.shape[:2], out.shape[2])
-    last_slot = last_slot.scatter(2, rows, slots)
-    is_carrier = last_slot.gather(2, rows) == slots  # b h m
-    new = torch.where(is_carrier[..., None], new, new.detach())
-    return out.scatter(2, rows[..., None].expand_as(new), new)
 
 
 def indicator(

@@ -16,6 +16,31 @@ def gather_rows(
     return x.gather(2, rows[..., None].expand(*rows.shape, x.shape[-1]))
 
 
+def overwrite_rows(
+    out: Float[Tensor, "b h n p"], rows: Int[Tensor, "b h m"], new: Float[Tensor, "b h m p"]
+) -> Float[Tensor, "b h n p"]:
+    """Replace rows of `out`; of a row given several times, one copy carries the gradient."""
+    is_carrier = carries_gradient(rows, out.shape[2])[..., None]
+    new = torch.where(is_carrier, new, new.detach())
+    return out.scatter(2, rows[..., None].expand_as(new), new)
+
+
+def carries_gradient(rows: Int[Tensor, "b h m"], num_rows: int) -> Bool[Tensor, "b h m"]:
+    """True for one copy of each of the given rows."""
+    slots = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
+    last_slot = torch.zeros_like(rows[..., :1]).expand(*rows.shape[:2], num_rows)
+    last_slot = last_slot.scatter(2, rows, slots)
+    return last_slot.gather(2, rows) == slots
+
+
+def importance_log_weights(
+    squared_columns: Float[Tensor, "b h n"], squared_values: Float[Tensor, "b h n"]
+) -> Float[Tensor, "b h n"]:
+    """log(||B^(i)|| ||V_i||), Equation (5) of Skeinformer, from the squares of both norms."""
+    tiny = torch.finfo(torch.float32).tiny  # a key of weight 0 stays available as a last resort
+    return squared_columns.clamp_min(tiny).log() / 2 + squared_values.clamp_min(tiny).log() / 2
+
+
 def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> Int[Tensor, "b h m"]:
     """Indices of True keys, uniform with replacement, from noise in [0, 1).
 
@@ -23,10 +48,16 @@ def pick_tokens(keys: Bool[Tensor, "b n"], uniform: Float[Tensor, "b h m"]) -> I
     needs at least one True key.
     """
     rank_of_key = keys.cumsum(-1)  # b n
-    num_keys = rank_of_key[:, -1, None, None]
-    # u * count may round up to count
-    rank = (uniform.double() * num_keys).long().clamp_max(num_keys - 1)
+    rank = pick_positions(rank_of_key[:, -1, None, None], uniform)
     return torch.searchsorted(rank_of_key, (rank + 1).flatten(1)).view_as(rank)
+
+
+def pick_positions(
+    count: int | Int[Tensor, "b 1 1"], uniform: Float[Tensor, "b h m"]
+) -> Int[Tensor, "b h m"]:
+    """floor(u * count) for noise u in [0, 1)."""
+    # u * count may round up to count
+    return (uniform.double() * count).long().clamp_max(count - 1)
 
 
 def sample_without_replacement(
