@@ -43,7 +43,7 @@ from tqdm import tqdm
 from lra.benchmark.cells import read_cells
 from lra.benchmark.step_study import QUANTITIES, StepBenchmark, StepOptions
 from lra.command_line import parse_overrides, read_options
-from lra.record import write_text
+from lra.files import write_text
 from lra.report.rows import TASKS
 from lra.report.table2 import table, write_csv
 

@@ -19,7 +19,7 @@ from attention.base import AttentionDims
 from attention.conformance.cost import cost
 from lra.benchmark.cells import CellStore, new_session, read_cells
 from lra.command_line import parse_overrides, read_options
-from lra.record import write_text
+from lra.files import write_text
 from lra.report.table3 import HEAD_DIM, LENGTHS, NUM_HEADS, table, write_csv
 from lra.variants import load_attention, selected_variants
 

@@ -115,7 +115,7 @@ class SketchedAttention(torch.autograd.Function):
     ) -> Tensor:
         """The output."""
         ctx.runs, ctx.padding = list(sequences(token_mask)), list(sequences(~token_mask))
-        out = zeros_at(ctx.padding, v)
+        out = zeros_at(iter(ctx.padding), v)
         kept: list[Tensor] = []
         for b, tokens in ctx.runs:
             where = (b, slice(None), tokens)
@@ -132,7 +132,7 @@ class SketchedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v."""
         q, k, v, out, *kept = ctx.saved_tensors
-        grads = [zeros_at(ctx.padding, x) for x in (q, k, v)]
+        grads = [zeros_at(iter(ctx.padding), x) for x in (q, k, v)]
         for b, tokens in ctx.runs:
             where = (b, slice(None), tokens)
             kept_here, kept = Kept(*kept[: len(Kept._fields)]), kept[len(Kept._fields) :]
@@ -313,7 +313,7 @@ def add_to_rows(
 
 
 def zeros_at(
-    padding: list[tuple[slice, Positions]], x: Float[Tensor, "b h n p"]
+    padding: Iterator[tuple[slice, Positions]], x: Float[Tensor, "b h n p"]
 ) -> Float[Tensor, "b h n p"]:
     """A tensor like `x`, zero at padding; what it holds at tokens is for the caller to write."""
     result = torch.empty_like(x)

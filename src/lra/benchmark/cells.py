@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from lra import provenance
-from lra.record import flatten, write_text
+from lra.files import write_text
+from lra.record import flatten
 
 SCHEMA_VERSION = 1
 Cell = dict[str, Any]

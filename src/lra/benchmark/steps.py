@@ -18,11 +18,12 @@ from omegaconf import DictConfig
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
 from lra.benchmark.synthetic import SyntheticTask
 from lra.checkpoint import seed_everything
+from lra.paths import CONF_DIR
 from lra.record import RunDirectory
-from lra.run import SPLITS, build_model, choose_device
+from lra.run import build_model, choose_device
+from lra.run_record import SPLITS
 from lra.tasks.base import Task
 from lra.trainer import Trainer
-from lra.variants import CONF_DIR
 
 FEWEST_ROUNDS = 2
 PACKED_SUFFIX = "_packed"

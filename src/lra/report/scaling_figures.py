@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from lra.report.figures import style
 from lra.report.growth import fitted_exponent
-
-LINES = ("-", "--", ":", "-.", (0, (1, 3)))
-"""With eight colors and markers, no two of the first forty variants look alike."""
+from lra.report.style import style_of
 
 Curves = Mapping[str, Mapping[int, float]]
 
@@ -20,12 +17,11 @@ def draw_scaling(stem: Path, panels: Mapping[str, Curves], setting: str) -> None
     for axis, (title, curves) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        for place, (label, figures) in enumerate(curves.items()):
+        for label, figures in curves.items():
             positive = {n: value for n, value in figures.items() if value > 0}
             if not positive:
                 continue
-            color, marker = style(curves, label)
-            line = LINES[place % len(LINES)]
+            color, marker, line = style_of(label, list(curves))
             axis.loglog(
                 list(positive), list(positive.values()), base=2,
                 color=color, marker=marker, ls=line, ms=4, lw=1.3, label=_legend(label, positive),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lra.benchmark.cells import Cell
-from lra.record import write_text
+from lra.files import write_text
 from lra.report.rendering import Table
 from lra.report.scaling import (
     QUANTITIES,
