@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test demo table1 table2 table3 figure1 figure2 figure3 tradeoff clean
+.PHONY: help setup lint format type test demo table1 table2 table3 figure1 figure2 figure3 tradeoff report smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,15 @@ figure3: $(READY)  ## batch size and learning rate, from the runs of figure3
 
 tradeoff: $(READY)  ## accuracy, time and memory, from the runs of STUDY
 	$(BIN)/python scripts/make_figure.py tradeoff --study $(STUDY)
+
+report: $(READY)  ## one HTML page of the runs of STUDY
+	$(BIN)/python scripts/make_report.py --study $(STUDY)
+
+smoke: $(READY)  ## every row on every task, three steps on random tokens; table and report
+	$(BIN)/python scripts/prepare_data.py task=all --synthetic 8 data_dir=data/synthetic
+	$(BIN)/python scripts/train.py -m experiment=smoke
+	$(BIN)/python scripts/make_table.py 1 --study smoke
+	$(BIN)/python scripts/make_report.py --study smoke
 
 $(VENV)/.approximation: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[approximation]'

@@ -309,3 +309,15 @@ def test_an_unknown_source_lists_what_there_is():
         validated({"x": {"rows": {"a": {"text": 50}}}})
     with pytest.raises(ValueError, match=r"block x, a: text=624\.3 is no percent"):
         validated({"x": {"source": "s", "rows": {"a": {"text": 624.3}}}})
+
+
+def test_presets_stand_in_the_order_of_their_tasks_beside_nothing_published(study):
+    for preset in ("pathfinder", "listops_512", "image", "text_512", "retrieval_512"):
+        study.add("softmax", task=f"small_{preset}", config={"choices": {"task": preset}})
+    [table] = study.tables()
+    assert [column.name for column in table.columns] == [
+        "small_text_512", "small_listops_512", "small_retrieval_512",
+        "small_pathfinder", "small_image",
+    ]  # fmt: skip
+    assert table.averages["softmax"].mean == pytest.approx(0.6)
+    assert "57.69" not in study.markdown()

@@ -27,6 +27,7 @@ PREPARE = [line for line in COMMANDS if line.startswith("python scripts/prepare_
 CHECK = [line for line in COMMANDS if line.startswith("python scripts/check_attention.py")]
 REPORT = [line for line in COMMANDS if line.startswith("python scripts/make_")]
 APPROXIMATE = [line for line in COMMANDS if line.startswith("python scripts/approximate.py")]
+STUDY = [line for line in COMMANDS if line.startswith("python scripts/study.py")]
 BENCH = [line for line in COMMANDS if re.match(r"python scripts/(bench_\w+|table3)\.py", line)]
 OTHER = {
     "pip install -e '.[approximation]'",
@@ -36,7 +37,7 @@ OTHER = {
 
 
 def test_every_command_is_known_to_these_tests():
-    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT, *APPROXIMATE, *BENCH]
+    known = [*MAKE, *TRAIN, *PREPARE, *CHECK, *REPORT, *APPROXIMATE, *BENCH, *STUDY]
     assert set(COMMANDS) - set(known) <= OTHER
     assert {"make demo", "make test"} <= set(MAKE)
     assert len(TRAIN) >= 3
@@ -89,6 +90,15 @@ def test_approximation_commands_name_variants_sources_and_keys_that_exist(comman
     assert set(words.pop("source", "minilm").split(",")) <= {*sources, "mine"}
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("approximation", [f"{key}={value}" for key, value in words.items()])
+
+
+@pytest.mark.parametrize("command", STUDY)
+def test_study_commands_get_as_far_as_what_is_not_there(command, tmp_path):
+    _, path, *words = shlex.split(command.replace("--minutes 9", "--minutes 0"))
+    run = [sys.executable, str(ROOT / path), *words]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    said = {"status": "240 missing", "run": "48 missing", "export": "has begun"}
+    assert said.get(words[0], "cannot be read") in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", BENCH)

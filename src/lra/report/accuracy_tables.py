@@ -96,12 +96,11 @@ def _cell(runs: Runs) -> Cell:
 def _columns(by_column: Mapping[str, Runs]) -> list[Column]:
     """The five tasks in the paper's order, stand-ins in their place, then what else there is."""
     recipes = {name: shared_recipe(runs) for name, runs in by_column.items()}
+    is_of_the_arena = any(recipe.task in TASKS for recipe in recipes.values())
     names: list[str] = []
     for task in TASKS:
-        found = sorted(name for name, recipe in recipes.items() if recipe.task == task)
-        names += found or [task]
-    if not any(recipe.task in TASKS for recipe in recipes.values()):
-        names = []
+        found = sorted(name for name, recipe in recipes.items() if recipe.family == task)
+        names += found or ([task] if is_of_the_arena else [])
     names += sorted(set(recipes) - set(names))
     return [_column(name, recipes.get(name), by_column.get(name, {})) for name in names]
 
@@ -123,9 +122,9 @@ def _averages(
     columns: Sequence[Column], cells: Mapping[tuple[str, str], Cell], variants: Sequence[str]
 ) -> tuple[dict[str, Score], list[str]]:
     """The averages, and the five columns that they are over."""
-    tasks = {c.recipe.task: c.name for c in columns if c.recipe and c.recipe.task in TASKS}
-    five = [c.name for c in columns if c.recipe and c.recipe.task in TASKS]
-    if len(five) != len(TASKS) or len(tasks) != len(TASKS):
+    families = [c.recipe.family for c in columns if c.recipe and c.recipe.family]
+    five = [c.name for c in columns if c.recipe and c.recipe.family]
+    if sorted(families) != sorted(TASKS):
         return {}, []
     averages = {}
     for variant in variants:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lra.record import Record
+from lra.report.rows import TASKS
 
 MACHINERY = (
     "model.activation_checkpointing",
@@ -97,6 +98,11 @@ class Recipe:
                 if not key.startswith((*NO_PART_OF_A_RECIPE, *besides))
             ),
         )
+
+    @property
+    def family(self) -> str | None:
+        """The task of the arena that it is, or is a preset of (`listops_512`), if any."""
+        return next((t for t in TASKS if f"{self.task}_".startswith(f"{t}_")), None)
 
     @property
     def is_stand_in(self) -> bool:
