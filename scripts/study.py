@@ -4,7 +4,7 @@
     python scripts/study.py run --study table1 task=listops           # whatever is missing
     python scripts/study.py run --study table1 --minutes 9 --jobs 2   # as much as fits
     python scripts/study.py export --study table1 table1.tar.gz       # to go on elsewhere
-    python scripts/study.py import table1.tar.gz
+    python scripts/study.py import table1.tar.gz                      # or wandb:ENTITY/PROJECT
 
 Overrides narrow, widen or replace what the experiment sweeps, as in scripts/train.py. Nothing
 that is done is done again, more seeds add to those that are there, and a run that was stopped goes
@@ -45,11 +45,12 @@ def main() -> int:
     for command in (status, run, export):
         command.add_argument("--study", required=True, help="a file of conf/experiment")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    commands.add_parser("import", help="merge an archive").add_argument("archive", type=Path)
+    merge = commands.add_parser("import", help="merge an archive, or what W&B kept")
+    merge.add_argument("source", help="an archive, wandb:ENTITY/PROJECT, a folder of offline runs")
     options = parser.parse_args()
     try:
         if options.command == "import":
-            return report_import(options.archive)
+            return report_import(options.source)
         jobs = plan(options.study, options.overrides)
         if options.command == "status":
             return print_status(jobs)
@@ -115,9 +116,9 @@ def report_export(jobs: list[Job], archive: Path) -> int:
     return 0
 
 
-def report_import(archive: Path) -> int:
-    """Merge an archive, and say what was done."""
-    for outcome, runs in import_runs(archive, OUTPUTS).items():
+def report_import(source: str) -> int:
+    """Merge runs from elsewhere, and say what was done."""
+    for outcome, runs in import_runs(source, OUTPUTS).items():
         print(f"{len(runs)} {outcome}", *runs, sep="\n  ")
     return 0
 

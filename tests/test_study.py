@@ -6,12 +6,13 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
 from lra.record import RunDirectory, to_dict
-from lra.report.records import ACCURACIES
+from lra.report.records import ACCURACIES, read_metrics
 from lra.study.archive import export_runs, import_runs
 from lra.study.plan import plan, state_of
 from lra.study.progress import Survey, expected_seconds
@@ -34,6 +35,7 @@ def write_run(job, status, run_id="a", step=10):
         "schema_version": 1,
         "status": status,
         "run_id": run_id,
+        "study": "demo",
         "task": job.variant[0],
         "attention": job.variant[1],
         "seed": 0,
@@ -119,31 +121,31 @@ def test_a_study_travels_and_goes_on_elsewhere(study, tmp_path):
     assert f"{done}/record.json" in names
     assert f"{done}/last.pt" not in names
     assert f"{paused}/last.pt" in names
-    assert import_runs(archive, elsewhere)["new"] == sorted([done, failed, paused])
-    assert import_runs(archive, elsewhere)["kept"] == sorted([done, failed, paused])
+    assert import_runs(str(archive), elsewhere)["new"] == sorted([done, failed, paused])
+    assert import_runs(str(archive), elsewhere)["kept"] == sorted([done, failed, paused])
     write_run(study[2], "completed", step=20)
     export_runs(Path("outputs"), [job.directory for job in study], archive)
-    assert import_runs(archive, elsewhere)["further"] == [paused]
+    assert import_runs(str(archive), elsewhere)["further"] == [paused]
     assert RunDirectory(elsewhere / paused).read()["status"] == "completed"
     write_run(study[2], "paused", step=10)
     export_runs(Path("outputs"), [job.directory for job in study], archive)
-    assert import_runs(archive, elsewhere)["further"] == []
+    assert import_runs(str(archive), elsewhere)["further"] == []
     assert RunDirectory(elsewhere / paused).read()["status"] == "completed"
 
 
 def test_an_import_that_does_not_fit_changes_nothing(study, tmp_path):
     archive, elsewhere = tmp_path / "study.tar.gz", tmp_path / "elsewhere"
     export_runs(Path("outputs"), [study[0].directory], archive)
-    import_runs(archive, elsewhere)
+    import_runs(str(archive), elsewhere)
     write_run(study[0], "completed", run_id="b")
     write_run(study[2], "completed")
     export_runs(Path("outputs"), [study[0].directory, study[2].directory], archive)
-    with pytest.raises(ValueError, match="holds run a, the archive has b"):
-        import_runs(archive, elsewhere)
+    with pytest.raises(ValueError, match="holds run a, b is to come"):
+        import_runs(str(archive), elsewhere)
     assert not (elsewhere / study[2].directory.path.relative_to("outputs")).exists()
     archive.write_bytes(archive.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read as an archive"):
-        import_runs(archive, elsewhere)
+        import_runs(str(archive), elsewhere)
     with pytest.raises(FileNotFoundError, match="has begun"):
         export_runs(Path("outputs"), [study[3].directory], archive)
 
@@ -154,7 +156,7 @@ def test_an_archive_cannot_write_outside(tmp_path):
     with tarfile.open(archive, "w") as tar:
         tar.add(tmp_path / "record.json", arcname="../../record.json")
     with pytest.raises(ValueError, match="cannot be read"):
-        import_runs(archive, tmp_path / "root")
+        import_runs(str(archive), tmp_path / "root")
 
 
 def study_script(*arguments):
@@ -194,3 +196,32 @@ def test_a_run_that_cannot_start_is_named_with_its_complaint(tmp_path, monkeypat
     assert done.returncode == 1
     assert "v_mean/seed_0" in done.stdout
     assert "prepare_data.py" in done.stdout
+
+
+def test_runs_come_back_from_what_wandb_kept_offline(tmp_path, monkeypatch, data_dir):
+    monkeypatch.chdir(tmp_path)
+    overrides = [f"data_dir={data_dir}", "attention=v_mean", "trainer.max_steps=51"]
+    [job] = plan("demo_learning", [*overrides, "tracker.mode=offline"])
+    subprocess.run([sys.executable, ROOT / "scripts/train.py", *job.overrides], check=True)
+    done = import_runs(str(job.directory.path / "wandb"), tmp_path / "back")
+    [name] = done["new"]
+    back = RunDirectory(tmp_path / "back" / name)
+    ours = job.directory.read()
+    ours["result"].pop("test_correct")
+    assert back.read() == ours
+    assert read_metrics(back.path) == read_metrics(job.directory.path)
+    with pytest.raises(ValueError, match="holds no run that has ended"):
+        import_runs(str(tmp_path / "back"), tmp_path / "nothing")
+
+
+def test_runs_come_back_from_a_wandb_project(study, tmp_path, monkeypatch):
+    record = study[0].directory.read()
+    checks = [{"step": 4, "val/loss": 2.0, "_runtime": 1}, {"_runtime": 2}]
+    run = SimpleNamespace(summary={"record": record}, scan_history=lambda: iter(checks))
+    running = SimpleNamespace(summary={}, scan_history=lambda: iter([]))
+    api = SimpleNamespace(runs=lambda project, order: {"me/lra": [run, running]}[project])
+    monkeypatch.setattr("wandb.Api", lambda: api)
+    done = import_runs("wandb:me/lra", tmp_path / "back")
+    back = RunDirectory(tmp_path / "back" / done["new"][0])
+    assert back.read() == record
+    assert read_metrics(back.path) == [{"step": 4, "val/loss": 2.0}]

@@ -78,7 +78,7 @@ class WandbTracker:
             "project": project,
             "dir": str(directory),
             "config": dict(config),
-            "id": identity.run_id,
+            "id": os.environ.get("WANDB_RUN_ID", identity.run_id),  # set by an agent of a sweep
             "name": identity.name,
             "group": identity.study,
             "job_type": "train",

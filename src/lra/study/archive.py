@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from lra.record import Record, RunDirectory
 from lra.report.records import read_record
+from lra.study.wandb_runs import PREFIX, fetch_runs
 
 WEIGHTS = ("last.pt", "best.pt")
 NOT_CARRIED = (".tmp", ".lock")
@@ -43,26 +44,22 @@ def files_to_carry(directory: RunDirectory) -> Iterable[Path]:
             yield path
 
 
-def import_runs(archive: Path, root: Path) -> dict[str, list[str]]:
-    """Merge the runs of an archive into `root`; returns run names by what was done with them.
+def import_runs(source: str, root: Path) -> dict[str, list[str]]:
+    """Merge the runs of an archive, or of W&B, into `root`.
 
-    `new`: there was none. `further`: the same run, further on, replaces the one that is here.
-    `kept`: the one here is as far. Everything is checked before anything is changed: raises
-    `ValueError` for an unreadable archive or record, for a run that is another one than that in
-    its place, and for a place that is in use.
+    Returns run names by what was done with them. `new`: there was none. `further`: the same run,
+    further on, replaces the one that is here. `kept`: the one here is as far. Everything is checked
+    before anything is changed: raises `ValueError` for an unreadable source or record, for a run
+    that is another one than that in its place, and for a place that is in use.
     """
-    with tempfile.TemporaryDirectory(prefix="import.", dir=_made(root)) as name:
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="import.", dir=root) as name:
         unpacked = Path(name)
-        try:
-            with tarfile.open(archive) as tar:
-                members = tar.getmembers()
-                refuse_unsafe(archive, members)
-                tar.extractall(unpacked, members)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{archive} cannot be read as an archive: {error}") from error
+        if source.startswith(PREFIX) or Path(source).is_dir():
+            fetch_runs(source, unpacked)
+        else:
+            unpack(Path(source), unpacked)
         runs = sorted(path.parent.relative_to(unpacked) for path in unpacked.rglob("record.json"))
-        if not runs:
-            raise ValueError(f"{archive} holds no runs")
         decisions = {run: _decide(unpacked / run, RunDirectory(root / run)) for run in runs}
         for run, decision in decisions.items():
             if decision != "kept":
@@ -71,6 +68,19 @@ def import_runs(archive: Path, root: Path) -> dict[str, list[str]]:
     for run, decision in decisions.items():
         done[decision].append(str(PurePosixPath(run)))
     return done
+
+
+def unpack(archive: Path, to: Path) -> None:
+    """Extract an archive that `export_runs` made; raises `ValueError` for any other."""
+    try:
+        with tarfile.open(archive) as tar:
+            members = tar.getmembers()
+            refuse_unsafe(archive, members)
+            tar.extractall(to, members)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{archive} cannot be read as an archive: {error}") from error
+    if not any(to.rglob("record.json")):
+        raise ValueError(f"{archive} holds no runs")
 
 
 def refuse_unsafe(archive: Path, members: Iterable[tarfile.TarInfo]) -> None:
@@ -88,7 +98,7 @@ def _decide(incoming: Path, place: RunDirectory) -> str:
     ours = read_record(place.path)
     if ours["run_id"] != theirs["run_id"]:
         raise ValueError(
-            f"{place.path} holds run {ours['run_id']}, the archive has {theirs['run_id']} for that "
+            f"{place.path} holds run {ours['run_id']}, {theirs['run_id']} is to come to that "
             f"place; nothing was imported: move one of them away"
         )
     if (owner := place.owner()) is not None:
@@ -111,8 +121,3 @@ def _replace(new: Path, old: Path) -> None:
         old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
