@@ -115,3 +115,15 @@ def test_a_browser_loads_the_page_without_errors_and_sorts_its_table(runs, tmp_p
     missing = '"NonFiniteLossError","—"'  # come last, whichever way
     assert f'"first":["66.00","61.00","52.00","50.00",{missing}' in report
     assert f'"second":["50.00","52.00","61.00","66.00",{missing}' in report
+
+
+def test_stand_ins_of_one_name_keep_their_runs_apart(tmp_path):
+    study = Study(tmp_path / "study")
+    data = {"source_kind": "stand-in", "source_name": "noise"}
+    for task, accuracy in (("a", 0.61), ("b", 0.66)):
+        study.add("softmax", task=task, accuracy=accuracy, config=CLEAN, data=data)
+    page = build_page("mine", read_records(study.folder), [], [])
+    assert re.findall(r'<a href="#([^"]+)">6[16]\.00', page) == [
+        "runs-0-a-softmax",
+        "runs-0-b-softmax",
+    ]

@@ -93,7 +93,9 @@ def linked_grid(
 ) -> tuple[list[str], list[list[TableCell]]]:
     """Table 1 with links from its cells to their runs."""
     headings, sections = grid(table, beside)
-    place = {column.name: headings.index(column.heading) for column in table.columns}
+    place: dict[str, int] = {}
+    for column in table.columns:  # in this order; two stand-ins may have one name
+        place[column.name] = headings.index(column.heading, max(place.values(), default=1) + 1)
     anchors = {
         (row, place[column]): _anchor(number, variant, column)
         for row, variant in enumerate(table.rows)  # the first rows, in this order

@@ -13,7 +13,6 @@ from lra.tasks.listops_generator import VOCAB
 from lra.tasks.preparation import prepare_once
 from lra.tasks.store import Pairs, Sequences, Store
 
-STAND_IN = "random tokens"
 SPLITS = ("train", "val", "test")
 
 
@@ -40,7 +39,12 @@ def prepare(task: str, *, name: str, data_dir: Path, num_examples: int, seed: in
     """A store `data_dir/name` with `num_examples` a split; raises `ValueError` for another task."""
     if task not in SHAPES:
         raise ValueError(f"task={task} has no synthetic form; there are {', '.join(SHAPES)}")
-    source = {"kind": "stand-in", "name": STAND_IN, "num_examples": num_examples, "seed": seed}
+    source = {
+        "kind": "stand-in",
+        "name": f"random {task}",
+        "num_examples": num_examples,
+        "seed": seed,
+    }
     build = partial(_pairs if task == "retrieval" else _sequences, SHAPES[task], num_examples, seed)
     return prepare_once(data_dir, name, source, build)
 
