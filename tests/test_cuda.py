@@ -1,0 +1,183 @@
+"""What only a GPU shows: the same functions as on the CPU, no waiting, resuming, memory.
+
+Skipped where there is none; `pytest tests/test_cuda.py` runs them where there is.
+"""
+
+import pytest
+import torch
+from conftest import ATTENTIONS
+from hydra.utils import instantiate
+from test_trainer import SMALL, Listener
+from torch.testing import assert_close
+
+from attention.base import AttentionDims
+from attention.conformance.subject import (
+    BLOCK_SIZE,
+    NUM_FEATURES,
+    Subject,
+    attend_with_gradients,
+    inputs_for,
+    lengths_mask,
+    relative_error,
+)
+from lra.benchmark.cores import Candidate, CoreRun, Workload, exact_attention, peak_bytes
+from lra.record import RunDirectory
+from lra.run import SPLITS, build_model, cost
+from lra.trainer import Trainer
+from lra.variants import load_attention, load_miniature
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA = torch.device("cuda")
+WAITING = {"reformer", "skeinformer_no_norm"}
+
+
+@pytest.fixture
+def no_waiting():
+    """Inside, whatever makes the host wait for the device raises an error."""
+    torch.cuda.synchronize()
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def core_run(attention, *overrides, num_tokens=1024, precision="fp32"):
+    workload = Workload(
+        batch_size=2,
+        num_heads=2,
+        head_dim=32,
+        num_tokens=num_tokens,
+        padding=0.1,
+        precision=precision,
+        device=CUDA,
+    )
+    return CoreRun(Candidate(attention, load_attention(attention, 256, overrides)), workload)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_core_is_the_function_that_it_is_on_the_cpu(attention):
+    core = Subject(attention, load_miniature(attention, NUM_FEATURES, BLOCK_SIZE)).core().eval()
+    inputs = inputs_for(core, lengths_mask([45, 20, 0], 45))
+    expected, expected_gradients = attend_with_gradients(core, inputs)
+    inputs = inputs.map(lambda leaf: leaf.to(CUDA), inputs.token_mask.to(CUDA))
+    out, gradients = attend_with_gradients(core.to(CUDA), inputs)
+    assert relative_error(out.cpu(), expected) < 1e-6
+    for gradient, expected_gradient in zip(
+        gradients.leaves, expected_gradients.leaves, strict=True
+    ):
+        assert relative_error(gradient.cpu(), expected_gradient) < 1e-6
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_half_precision_is_as_near_to_exact_attention(attention):
+    errors = {}
+    for precision in ("fp32", "bf16"):
+        run = core_run(attention, precision=precision)
+        q, k, v = (tensor.double() for tensor in run.inputs)
+        errors[precision] = run.error(exact_attention(q, k, v, run.token_mask))
+        run.train()
+    assert errors["bf16"] < 1.05 * errors["fp32"] + 0.02
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - WAITING))
+def test_no_core_makes_the_host_wait(attention, precision, no_waiting):
+    run = core_run(attention, precision=precision)
+    run.train()
+    no_waiting()
+    run.train()
+    run.infer()
+
+
+@pytest.mark.parametrize("attention", ["skeinformer", "linformer", "v_mean", "softmax_fused"])
+def test_a_compiled_core_is_the_same_function(attention):
+    core = load_attention(attention, 64)(AttentionDims(2, 32, 512)).to(CUDA).eval()
+    inputs = inputs_for(core, lengths_mask([512, 300], 512), dtype=torch.float32)
+    inputs = inputs.map(lambda leaf: leaf.to(CUDA), inputs.token_mask.to(CUDA))
+    arguments = (*inputs.qkv, inputs.token_mask)
+    if attention == "skeinformer":
+        arguments = (*arguments, *core.draw_noise(inputs.qkv[0]))
+        function = core.attend
+    else:
+        function = core
+    assert_close(torch.compile(function)(*arguments), function(*arguments), atol=2e-5, rtol=2e-4)
+
+
+@pytest.fixture
+def make_trainer(compose_run, data_dir, tmp_path):
+    def make(*overrides, name="run"):
+        config = compose_run(*SMALL, f"data_dir={data_dir}", *overrides)
+        torch.manual_seed(config.seed)
+        task = instantiate(config.task)
+        directory = RunDirectory(tmp_path / name)
+        directory.path.mkdir(exist_ok=True)
+        return Trainer(
+            instantiate(config.trainer),
+            model=build_model(config, task),
+            examples={split: task.examples(split) for split in SPLITS},
+            optimizer=instantiate(config.optimizer),
+            scheduler=instantiate(config.scheduler),
+            directory=directory,
+            device=CUDA,
+            seed=config.seed,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("attention", ["skeinformer", "softmax_fused", "v_mean"])
+@pytest.mark.parametrize("packed", ["false", "true"])
+def test_a_training_step_makes_the_host_wait_for_nothing(
+    make_trainer, attention, packed, no_waiting
+):
+    trainer = make_trainer(f"attention={attention}", f"model.packed={packed}")
+    trainer.train_step()
+    no_waiting()
+    trainer.train_step()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("attention", ["skeinformer", "softmax", "bigbird"])
+def test_a_paused_run_goes_on_bit_for_bit(make_trainer, attention, precision):
+    overrides = (f"attention={attention}", f"trainer.precision={precision}")
+    whole = make_trainer(*overrides, name="whole")
+    whole.fit(Listener())
+    make_trainer(*overrides, "trainer.pause_at_step=5", name="paused").fit(Listener())
+    resumed = make_trainer(*overrides, name="paused")
+    resumed.fit(Listener())
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert cost(resumed)["peak_allocated_bytes"] > 0
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_trainer):
+    torch.cuda.empty_cache()
+    overrides = ("attention=softmax_no_dropout", "model.dropout=0.0")
+    sizes, gradients = [], []
+    total = torch.cuda.get_device_properties(CUDA).total_memory
+    for megabytes in (None, 24):
+        trainer = make_trainer(*overrides, "trainer.micro_batch_size=auto")
+        batch = trainer.reader.batch(0)
+        torch.cuda.empty_cache()
+        if megabytes is not None:
+            torch.cuda.set_per_process_memory_fraction(
+                (torch.cuda.memory_reserved() + megabytes * 2**20) / total
+            )
+        try:
+            trainer.accumulate_gradient(batch)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        sizes.append(trainer.micro_batch.size)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert sizes[1] < sizes[0] == 16
+    assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5)
+
+
+def test_skeinformer_needs_less_memory_than_exact_attention():
+    peaks = {}
+    for attention in ("skeinformer", "softmax"):
+        run = core_run(attention, num_tokens=4096)
+        run.train()
+        peaks[attention] = peak_bytes(run.train, CUDA)
+    assert peaks["skeinformer"] < peaks["softmax"] / 4
