@@ -92,7 +92,7 @@ def test_row_sums_are_those_of_the_matrix_that_the_same_noise_gives():
     torch.manual_seed(3)
     pilot_noise, column_noise = core.draw_noise(given.q)
     pilots = pick_tokens(given.token_mask, pilot_noise)
-    log_weights = core.column_log_weights(given.q, given.k, given.v, given.token_mask, pilots)
+    _, log_weights = core.attend_pilots(given.q, given.k, given.v, given.token_mask, pilots)
     worth = unbiased_column_weights(log_weights, column_noise)
     keys = given.token_mask[:, None, None, :]
     weights = (given.q @ given.k.mT / 8**0.5).masked_fill(~keys, float("-inf")).softmax(-1)

@@ -166,6 +166,8 @@ def test_a_packed_run_samples_trains_and_checks(make_trainer):  # noqa: F811
     [
         (("model.packed=true", "trainer.bucket=true"), "leaves nothing to save"),
         (("model.packed=true", "trainer.compile=true"), "would compile for each"),
+        (("model.packed=true", "trainer.cuda_graph=true"), "would capture each"),
+        (("trainer.bucket=true", "trainer.cuda_graph=true"), "would capture each"),
         (("model.packed=true", "attention=informer"), "model.packed=true changes what Informer"),
         (("trainer.bucket=true", "attention=informer"), "trainer.bucket=true changes what Informe"),
     ],

@@ -94,7 +94,7 @@ def test_output_and_gradient_are_those_of_algorithm_1(qkv, mask, normalization, 
     pilot_noise[..., 1] = pilot_noise[..., 0]  # a pilot drawn twice
     out = core.attend(q, k, v, mask, pilot_noise, column_noise)
     pilots = pick_tokens(mask, pilot_noise)
-    weights = core.column_log_weights(q, k, v, mask, pilots)
+    _, weights = core.attend_pilots(q, k, v, mask, pilots)
     columns, valid = sample_without_replacement(weights, column_noise, core.num_samples)
     expected = torch.zeros_like(out)
     for b, h in itertools.product(range(B), range(H)):
@@ -254,7 +254,7 @@ def test_no_row_normalization_uses_those_weights(qkv, mask):
     core = make_core(row_normalization="none", reuse_pilot=False)
     pilot_noise, column_noise = core.draw_noise(q)
     out = core.attend(q, k, v, mask, pilot_noise, column_noise)
-    log_weights = core.column_log_weights(q, k, v, mask, pick_tokens(mask, pilot_noise))
+    _, log_weights = core.attend_pilots(q, k, v, mask, pick_tokens(mask, pilot_noise))
     weights = unbiased_column_weights(log_weights, column_noise)
     logits = (q @ k.mT / P**0.5).masked_fill(~mask[:, None, None], float("-inf"))
     expected = (logits.softmax(-1) * weights[:, :, None].double()) @ v

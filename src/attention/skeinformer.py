@@ -2,8 +2,9 @@
 
 Chen, Zeng, Hakkani-Tur, Jin, Ji, Yang, "Sketching as a Tool for Understanding and Accelerating
 Self-attention for Long Sequences", NAACL 2022, https://arxiv.org/abs/2112.05359, Algorithm 1.
-4 n d p multiply-adds; O(n) memory. `attention.skeinformer_cpu` is the same, faster, on a CPU; here
-the pilot scores are computed twice, for the sampling and for the exact rows.
+4 n d p multiply-adds; O(n) memory. `attention.skeinformer_cpu` is the same, faster, on a CPU;
+`attention.skeinformer_cuda` has kernels for a GPU. What is written here runs on any device; it
+computes the pilot scores twice, for the sampling and for the exact rows.
 
 Algorithm 1, lines 7-11, fills the unselected scores of a row with the geometric mean of its d
 selected ones. The geometric mean of exponentials is the exponential of the mean score, so all
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attention import skeinformer_cuda
 from attention.base import (
     AttentionCore,
     AttentionDims,
@@ -133,29 +135,37 @@ class SkeinformerAttention(AttentionCore):
             noise = (pilot_noise, column_noise)
             return sketched_attention(q, k, v, token_mask, *noise, self.cpu_sketch)
         keys = attendable_keys(token_mask)
-        with torch.no_grad():
-            pilots = pick_tokens(keys, pilot_noise)
-            log_weights = self.column_log_weights(q, k, v, keys, pilots)
+        pilots = pick_tokens(keys, pilot_noise)
+        pilot_out, log_weights = self.attend_pilots(q, k, v, keys, pilots)
         out = self.sketch(q, k, v, keys, log_weights, column_noise)
-        if self.reuse_pilot:
-            out = overwrite_rows(out, pilots, exact_rows(q, k, v, keys, pilots))
+        if pilot_out is not None:
+            out = overwrite_rows(out, pilots, pilot_out)
         return zero_padding(out, token_mask)
 
-    def column_log_weights(
+    def attend_pilots(
         self,
         q: Float[Tensor, "b h n p"],
         k: Float[Tensor, "b h n p"],
         v: Float[Tensor, "b h n p"],
         keys: Bool[Tensor, "b n"],
         pilots: Int[Tensor, "b h m"],
-    ) -> Float[Tensor, "b h n"]:
-        """Logarithm of the unnormalized sampling probabilities; -inf where there is no key."""
-        if self.column_sampling == "uniform":
-            log_weights = torch.zeros_like(q[..., 0], dtype=torch.float32)
+    ) -> tuple[Float[Tensor, "b h m p"] | None, Float[Tensor, "b h n"]]:
+        """Exact output of the pilot rows, if they are reused, and `column_log_weights`."""
+        by_importance = self.column_sampling == "importance"
+        squared_columns, out = None, None
+        if skeinformer_cuda.is_available(q) and (by_importance or self.reuse_pilot):
+            rows = gather_rows(q, pilots)
+            bias = exclusion_bias(keys, q)[:, None].expand(-1, q.shape[1], -1)
+            out, lse = skeinformer_cuda.biased_attention(rows, k, v, bias)
+            if by_importance:
+                squared_columns = skeinformer_cuda.squared_columns(rows.detach(), k.detach(), lse)
         else:
-            squared_columns = squared_column_norms(q, k, keys, pilots)
-            log_weights = importance_log_weights(squared_columns, v.float().square().sum(-1))
-        return log_weights.masked_fill(~keys[:, None, :], float("-inf"))
+            if by_importance:
+                squared_columns = squared_column_norms(q.detach(), k.detach(), keys, pilots)
+            if self.reuse_pilot:
+                out = exact_rows(q, k, v, keys, pilots)
+        log_weights = column_log_weights(squared_columns, v.detach(), keys)
+        return (out if self.reuse_pilot else None), log_weights
 
     def sketch(
         self,
@@ -176,6 +186,22 @@ class SkeinformerAttention(AttentionCore):
         if self.row_normalization == "simple":
             return softmax_over_columns(q, k, v, columns, valid)
         return adaptive_row_normalization(q, k, v, keys, columns, valid)
+
+
+def column_log_weights(
+    squared_columns: Float[Tensor, "b h n"] | None,
+    v: Float[Tensor, "b h n p"],
+    keys: Bool[Tensor, "b n"],
+) -> Float[Tensor, "b h n"]:
+    """Logarithm of the unnormalized sampling probabilities; -inf where there is no key.
+
+    Uniform without `squared_columns`.
+    """
+    if squared_columns is None:
+        log_weights = torch.zeros_like(v[..., 0], dtype=torch.float32)
+    else:
+        log_weights = importance_log_weights(squared_columns, v.float().square().sum(-1))
+    return log_weights.masked_fill(~keys[:, None, :], float("-inf"))
 
 
 def squared_column_norms(
@@ -206,12 +232,10 @@ def adaptive_row_normalization(
     sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
     mean_k = (valid.to(k.dtype) / num_valid)[..., None, :] @ sampled_k  # b h 1 p
     mean_v = (rest.to(v.dtype) / num_rest.clamp_min(1))[..., None, :] @ v
-    # In half precision log(n - d) would be off by 0.03: the bias stays in fp32 or better.
-    bias = torch.zeros_like(valid, dtype=torch.promote_types(q.dtype, torch.float32))
-    bias = bias.masked_fill(~valid, float("-inf"))
-    bias = torch.cat([bias, num_rest.to(bias.dtype).log()], dim=-1)[:, :, None, :]
-    return F.scaled_dot_product_attention(
-        q, torch.cat([sampled_k, mean_k], 2), torch.cat([sampled_v, mean_v], 2), attn_mask=bias
+    bias = exclusion_bias(valid, q)
+    bias = torch.cat([bias, num_rest.to(bias.dtype).log()], dim=-1)
+    return attend_with_bias(
+        q, torch.cat([sampled_k, mean_k], 2), torch.cat([sampled_v, mean_v], 2), bias
     )
 
 
@@ -223,9 +247,29 @@ def softmax_over_columns(
     valid: Bool[Tensor, "b h d"],
 ) -> Float[Tensor, "b h n p"]:
     """Softmax over the sampled keys alone: simple row normalization."""
-    return F.scaled_dot_product_attention(
-        q, gather_rows(k, columns), gather_rows(v, columns), attn_mask=valid[:, :, None, :]
-    )
+    sampled_k, sampled_v = gather_rows(k, columns), gather_rows(v, columns)
+    return attend_with_bias(q, sampled_k, sampled_v, exclusion_bias(valid, q))
+
+
+def exclusion_bias(
+    is_key: Bool[Tensor, "*shape"], q: Float[Tensor, "b h n p"]
+) -> Float[Tensor, "*shape"]:
+    """0 where there is a key, else -inf."""
+    # In half precision log(n - d) would be off by 0.03: a bias stays in fp32 or better.
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return torch.zeros_like(is_key, dtype=dtype).masked_fill(~is_key, float("-inf"))
+
+
+def attend_with_bias(
+    q: Float[Tensor, "b h n p"],
+    k: Float[Tensor, "b h d p"],
+    v: Float[Tensor, "b h d p"],
+    bias: Float[Tensor, "b h d"],
+) -> Float[Tensor, "b h n p"]:
+    """softmax(q k' / sqrt(p) + bias) v."""
+    if skeinformer_cuda.is_available(q):
+        return skeinformer_cuda.biased_attention(q, k, v, bias)[0]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, None, :])
 
 
 def reweighted_softmax(

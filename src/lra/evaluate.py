@@ -64,7 +64,7 @@ def evaluate(
             for piece in batch.buckets(batch_size) if bucket else [batch]:
                 part = piece.to(device)
                 with autocast:
-                    logits = model(part.tokens, part.token_mask, piece.lengths())
+                    logits = model(part.tokens, part.token_mask, piece.lengths)
                 loss_sum += F.cross_entropy(logits.float(), part.labels, reduction="sum")
                 answers.append(logits.argmax(-1) == part.labels)
             correct[first + places.to(device)] = torch.cat(answers).to(correct.dtype)

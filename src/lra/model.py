@@ -1,6 +1,6 @@
 """The Transformer encoder of the paper and the classifier on top of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -150,17 +150,17 @@ class Classifier(nn.Module):
         self,
         tokens: Int[Tensor, "b s n"],
         token_mask: Bool[Tensor, "b s n"],
-        lengths: Sequence[int] | None = None,
+        lengths: Callable[[], Sequence[int]] | None = None,
     ) -> Float[Tensor, "b c"]:
         """Logits of the classes.
 
-        `lengths` are those of `sequence_lengths`; packed computation, without them, has to read
+        `lengths` returns those of `sequence_lengths`; packed computation, without it, has to read
         the mask, for which the host waits for a GPU.
         """
         flat_tokens, flat_mask = tokens.flatten(0, 1), token_mask.flatten(0, 1)
         if self.packed:
-            lengths = sequence_lengths(token_mask) if lengths is None else lengths
-            layout = packed(flat_tokens, flat_mask, lengths)
+            known = sequence_lengths(token_mask) if lengths is None else lengths()
+            layout = packed(flat_tokens, flat_mask, known)
         else:
             layout = padded(flat_tokens, flat_mask)
         pooled = layout.sums(self.encoder(layout)) / self.num_pooled(flat_mask)

@@ -18,12 +18,17 @@ def refuse_shorter_padding(settings: TrainerSettings, model: Classifier) -> None
             "trainer.bucket=true changes the padded length that model.pooling=padded_mean divides "
             "by; use trainer.bucket=false"
         )
+    key = "trainer.bucket" if settings.bucket else "model.packed"
     if model.packed and settings.compile:
         raise ValueError(
             "model.packed=true gives every batch other shapes, and trainer.compile=true would "
             "compile for each; use one of the two"
         )
-    key = "trainer.bucket" if settings.bucket else "model.packed"
+    if settings.cuda_graph:
+        raise ValueError(
+            f"{key}=true gives every batch other shapes, and trainer.cuda_graph=true would capture "
+            f"each; use one of the two"
+        )
     for core in (module for module in model.modules() if isinstance(module, AttentionCore)):
         if reason := core.not_promised().get("padding_length"):
             raise ValueError(

@@ -70,7 +70,8 @@ class RunDirectory:
         if not self.record.exists():
             return None
         owner, new = dict(flatten(self.read()["config"])), dict(flatten(to_dict(config)))
-        different = [key for key in new | owner if owner.get(key) != new.get(key)]
+        # a switch that is off is as good as one that did not exist yet
+        different = [key for key in new | owner if (owner.get(key) or 0) != (new.get(key) or 0)]
         different = [key for key in different if not is_neutral(key)]
         if different:
             # A key that follows another one by interpolation would not help the reader

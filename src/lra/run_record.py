@@ -28,6 +28,7 @@ def start_record(
     environment = provenance.environment(device) | {
         "precision": config.trainer.precision,
         "compile": config.trainer.compile,
+        "cuda_graph": config.trainer.cuda_graph,
         "activation_checkpointing": config.model.activation_checkpointing,
     }
     resumes: list[dict[str, Any]] = []

@@ -40,6 +40,7 @@ class TrainerSettings:
     max_eval_examples: int | None
     precision: Precision
     compile: bool
+    cuda_graph: bool
     clip_grad_norm: float | None
     timing_warmup_steps: int
     checkpoint_minutes: float

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from lra import checkpoint
+from lra.cuda_graph import GraphedGradient
 from lra.distributed import OneProcess
 from lra.evaluate import Evaluation, evaluate
 from lra.fitting import FittingSize
@@ -68,6 +69,9 @@ class Trainer:
         if settings.compile:
             self.model.compile()
         self.examples = examples
+        self.add_gradient: Callable[[Batch], Tensor] = self._add_gradient
+        if settings.cuda_graph:
+            self.add_gradient = GraphedGradient(self._add_gradient, list(model.parameters()))
         self.optimizer = optimizer(self.model.parameters())
         self.scheduler = scheduler(self.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -159,20 +163,23 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, micro_batch_size: int) -> Float[Tensor, "3"]:
         """Returns the batch's part of `totals`."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.settings.cuda_graph)
         totals = torch.zeros_like(self.totals)
         split = batch.buckets if self.settings.bucket else batch.split
         for piece in split(micro_batch_size):
-            part = piece.to(self.device)
-            with self.autocast:
-                logits = self.model(part.tokens, part.token_mask, piece.lengths())
-            loss = F.cross_entropy(logits.float(), part.labels, reduction="sum")
-            self.scaler.scale(loss / self.settings.batch_size).backward()
-            num_correct = (logits.detach().argmax(-1) == part.labels).sum()
-            totals[0] += loss.detach()
-            totals[1] += num_correct
-            totals[2] += len(part)
+            totals += self.add_gradient(piece)
         return totals
+
+    def _add_gradient(self, batch: Batch) -> Float[Tensor, "3"]:
+        """One forward and one backward pass; returns the batch's part of `totals`."""
+        part = batch.to(self.device)
+        with self.autocast:
+            logits = self.model(part.tokens, part.token_mask, batch.lengths)
+        loss = F.cross_entropy(logits.float(), part.labels, reduction="sum")
+        self.scaler.scale(loss / self.settings.batch_size).backward()
+        num_correct = (logits.detach().argmax(-1) == part.labels).sum()
+        count = torch.full_like(num_correct, len(part))
+        return torch.stack([loss.detach().double(), num_correct.double(), count.double()])
 
     def mean_loss(self) -> float:
         """Mean training loss since the last check, over all processes; waits for the device."""

@@ -150,7 +150,7 @@ def attend_with_gradients(
     """The output, and the gradients of a fixed random functional of it."""
     leaf_inputs = inputs.map(lambda leaf: leaf.detach().requires_grad_())
     out = attend(core, leaf_inputs, noise_seed=noise_seed)
-    cotangent = (2 * noise_at(out.shape, 77) - 1).to(out.dtype)
+    cotangent = (2 * noise_at(out.shape, 77) - 1).to(out)
     gradients = torch.autograd.grad(
         out, leaf_inputs.leaves, cotangent, allow_unused=True, materialize_grads=True
     )

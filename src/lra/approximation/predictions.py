@@ -71,7 +71,7 @@ def _skeinformer(core: SkeinformerAttention, exact: ExactAttention, seed: int) -
     torch.manual_seed(seed)
     pilot_noise, _ = core.draw_noise(inputs.q)
     pilots = pick_tokens(keys, pilot_noise)
-    log_weights = core.column_log_weights(inputs.q, inputs.k, inputs.v, keys, pilots)
+    _, log_weights = core.attend_pilots(inputs.q, inputs.k, inputs.v, keys, pilots)
     columns, output_squares = exact.column_squares, exact.output.square().sum(-1)
     if core.reuse_pilot:
         is_pilot = torch.zeros_like(output_squares).scatter(1, pilots[0], 1.0)

@@ -36,6 +36,12 @@ class Batch:
             self.labels.to(device, non_blocking=True),
         )
 
+    def copy_(self, other: "Batch") -> None:
+        """Overwrite this batch with another of its shape."""
+        self.tokens.copy_(other.tokens, non_blocking=True)
+        self.token_mask.copy_(other.token_mask, non_blocking=True)
+        self.labels.copy_(other.labels, non_blocking=True)
+
     def lengths(self) -> list[int]:
         """`sequence_lengths` of the mask; before `to`, it makes no host wait for a GPU."""
         return sequence_lengths(self.token_mask)
