@@ -20,6 +20,7 @@ at a length is not begun there, and the table says so. Options, with their defau
     time_budget_seconds=90    of a cell
     memory_budget_gib=6       of a training step
     error_limit=8192          greatest length at which errors are measured
+    cuda_graph=false          time each core as a CUDA graph, without the host's part
     peers=false               also the public implementations, at 1024 and 4096, without padding
     out=outputs/bench_attention
 

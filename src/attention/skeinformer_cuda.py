@@ -197,6 +197,7 @@ if triton is not None:
         tl.store(norms + sequence * num_keys + key, total, mask=key < num_keys)
 
 
+@torch.compiler.disable  # inductor cannot take over kernels that call functions of their own
 def biased_attention(
     q: Float[Tensor, "b h r p"],
     k: Float[Tensor, "b h m p"],
@@ -263,6 +264,7 @@ class BiasedAttention(torch.autograd.Function):
         return dq, dk.sum(0).to(q.dtype), dv.sum(0).to(q.dtype), None
 
 
+@torch.compiler.disable
 def squared_columns(
     q: Float[Tensor, "b h r p"], k: Float[Tensor, "b h m p"], lse: Float[Tensor, "b h r"]
 ) -> Float[Tensor, "b h m"]:
@@ -297,6 +299,6 @@ def score_scale(head_dim: int) -> float:
     return head_dim**-0.5 * LOG2_E
 
 
-def strides(*tensors: Float[Tensor, "b h n p"]) -> tuple[int, ...]:
+def strides(*tensors: Float[Tensor, "_ _ _ _"]) -> tuple[int, ...]:
     """Of sequences, heads and positions."""
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])

@@ -1,7 +1,8 @@
-"""The gradient of a micro-batch as a CUDA graph: all its kernels for the price of one launch."""
+"""Work as a CUDA graph: all its kernels for the price of one launch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,13 @@ from lra.tasks.base import Batch
 
 NUM_WARMUP = 3
 """Runs before the capture: libraries choose their kernels, and compilers compile."""
+
+
+T = TypeVar("T")
+
+
+class HostWaitsError(ValueError):
+    """Work that no CUDA graph can hold."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class GraphedGradient:
     def __call__(self, batch: Batch) -> Float[Tensor, "3"]:
         """What `add_gradient` returns, until the next call.
 
-        Raises `ValueError` for a model that makes the host wait for the device.
+        Raises `HostWaitsError` for a model that makes the host wait for the device.
         """
         shape = batch.tokens.shape
         if shape not in self._captured:
@@ -64,23 +72,34 @@ class GraphedGradient:
         before = [gradient.clone() for gradient in gradients]
         random = random_state()
         batch = batch.to(self._parameters[0].device)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(NUM_WARMUP):
-                self._add_gradient(batch)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                totals = self._add_gradient(batch)
-        except RuntimeError as error:
-            if "captur" not in str(error):
-                raise
-            raise ValueError(
-                "the model makes the host wait for the device, which a CUDA graph cannot hold; use "
-                "trainer.cuda_graph=false"
-            ) from error
+            graph, totals = capture(lambda: self._add_gradient(batch))
+        except HostWaitsError as error:
+            raise HostWaitsError(f"{error}; use trainer.cuda_graph=false") from error
         torch._foreach_copy_(gradients, before)
         restore_random_state(random)
         return Captured(graph, batch, totals)
+
+
+def capture(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Run some times, then once more as a graph; returns it, and what each replay overwrites.
+
+    Raises `HostWaitsError` where the host waits for the device.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(NUM_WARMUP):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = run()
+    except RuntimeError as error:
+        if "captur" not in str(error):
+            raise
+        raise HostWaitsError(
+            "it makes the host wait for the device, which a CUDA graph cannot hold"
+        ) from error
+    return graph, result

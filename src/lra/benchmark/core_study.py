@@ -46,6 +46,7 @@ class CoreOptions:
     time_budget_seconds: float = 90.0
     memory_budget_gib: float = 6.0
     error_limit: int = 8192
+    cuda_graph: bool = False
     peers: bool = False
     out: str = "outputs/bench_attention"
 
@@ -73,7 +74,8 @@ def fill(
         key: getattr(options, key)
         for key in ("num_features", "batch_size", "num_heads", "head_dim", "precision")
     }
-    store = CellStore(Path(options.out, study), {**config, "padding": padding}, device)
+    config |= {"padding": padding} | ({"cuda_graph": True} if options.cuda_graph else {})
+    store = CellStore(Path(options.out, study), config, device)
     scaling = Scaling(
         store,
         rows[0],
@@ -91,6 +93,7 @@ def fill(
             padding=padding,
             precision=precision,
             device=device,
+            cuda_graph=options.cuda_graph,
         )
         scaling.fill(workload)
 

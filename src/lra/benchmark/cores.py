@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attention.base import AttentionDims
 from attention.conformance.cost import multiply_adds, saved_bytes
+from lra.cuda_graph import capture
 from lra.measure import cpu_peak_bytes
 from lra.settings import DTYPES, Precision
 
@@ -29,6 +30,8 @@ class Workload:
     """Share of all positions; the first sequence has none, the others in even steps more."""
     precision: Precision
     device: torch.device
+    cuda_graph: bool = False
+    """Whether what is timed is a CUDA graph, as `trainer.cuda_graph` makes of a step."""
 
     @property
     def dims(self) -> AttentionDims:
@@ -88,6 +91,16 @@ class CoreRun:
         with self.autocast:
             out = self.core(*self.inputs, self.token_mask)
         torch.autograd.grad(out, self.leaves, self.cotangent.to(out.dtype), allow_unused=True)
+
+    def timed(self) -> dict[str, Callable[[], object]]:
+        """What the clock measures. Raises `HostWaitsError` for what no CUDA graph can hold."""
+        runs: dict[str, Callable[[], object]] = {
+            "forward_seconds": self.infer,
+            "training_seconds": self.train,
+        }
+        if not self.workload.cuda_graph:
+            return runs
+        return {key: capture(run)[0].replay for key, run in runs.items()}
 
     def saved_bytes(self) -> int:
         """Unique storage that autograd keeps for the backward pass, inputs included."""

@@ -2,7 +2,7 @@
 
 import gc
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from lra.benchmark.budget import Budget, Footprint, objection
 from lra.benchmark.cells import Cell, CellStore, new_session
 from lra.benchmark.cores import Candidate, CoreRun, Workload, exact_attention, peak_bytes
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
+from lra.cuda_graph import HostWaitsError
 
 FEWEST_ROUNDS = 3
 NUM_WARMUP_ROUNDS = 1
@@ -110,23 +111,24 @@ class Scaling:
         """Measure candidates in turns; one without memory for it goes to `stops`."""
         clock = stopwatch(workload.device)
         runs: dict[str, CoreRun] = {}
+        timed: dict[str, dict[str, Callable[[], object]]] = {}
         slowest = 0.0
         for label in labels:
             try:
                 run = CoreRun(self.candidates[label], workload)
-                slowest = max(slowest, clock(run.infer) + clock(run.train))
+                turns = run.timed()
+                slowest = max(slowest, sum(map(clock, turns.values())))
             except torch.OutOfMemoryError:
                 stops[label] = "out of memory"
+            except HostWaitsError as error:
+                stops[label] = str(error)
             else:
-                runs[label] = run
+                runs[label], timed[label] = run, turns
         num_rounds = num_rounds_within(
             self.budget.seconds, slowest, fewest=FEWEST_ROUNDS, most=self.num_rounds
         )
         samples = interleave(
-            {
-                label: {"forward_seconds": run.infer, "training_seconds": run.train}
-                for label, run in runs.items()
-            },
+            timed,
             num_rounds=num_rounds,
             num_warmup=NUM_WARMUP_ROUNDS,
             clock=clock,

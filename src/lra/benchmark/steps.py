@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
 from lra.benchmark.synthetic import SyntheticTask
 from lra.checkpoint import seed_everything
+from lra.cuda_graph import HostWaitsError
 from lra.paths import CONF_DIR
 from lra.record import RunDirectory
 from lra.run import build_model, choose_device
@@ -130,6 +131,11 @@ def measure_steps(
     for label, config in variants.items():
         steps = Steps(build_trainer(config, open_task(config), directory))
         clock = stopwatch(steps.trainer.device)
+        try:
+            clock(steps.accumulate)
+        except HostWaitsError as error:
+            stopped[label] = str(error)
+            continue
         seconds = clock(steps.accumulate) + clock(steps.update) + clock(steps.evaluate)
         if FEWEST_ROUNDS * seconds > plan.budget_seconds:
             stopped[label] = (
