@@ -84,7 +84,8 @@ class GraphedGradient:
 def capture(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     """Run some times, then once more as a graph; returns it, and what each replay overwrites.
 
-    Raises `HostWaitsError` where the host waits for the device.
+    Raises `HostWaitsError` where the host waits for the device. No more random numbers can then be
+    drawn on it: end the process.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from attention.base import AttentionCore, AttentionDims
 from attention.multihead import MultiHeadAttention
 from lra.dropout import Dropout
+from lra.embedding import TokenEmbedding
 from lra.layout import Layout, packed, padded, sequence_lengths
 
 Pooling = Literal["token_mean", "padded_mean"]
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
         dims = AttentionDims(num_heads, embed_dim // num_heads, max_seq_len)
-        self.token_embedding = nn.Embedding(vocab_size, embed_dim)
+        self.token_embedding = TokenEmbedding(vocab_size, embed_dim)
         self.position_embedding = nn.Embedding(max_seq_len, embed_dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)

@@ -12,7 +12,6 @@ from lra.benchmark.budget import Budget, Footprint, objection
 from lra.benchmark.cells import Cell, CellStore, new_session
 from lra.benchmark.cores import Candidate, CoreRun, Workload, exact_attention, peak_bytes
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
-from lra.cuda_graph import HostWaitsError
 
 FEWEST_ROUNDS = 3
 NUM_WARMUP_ROUNDS = 1
@@ -120,8 +119,6 @@ class Scaling:
                 slowest = max(slowest, sum(map(clock, turns.values())))
             except torch.OutOfMemoryError:
                 stops[label] = "out of memory"
-            except HostWaitsError as error:
-                stops[label] = str(error)
             else:
                 runs[label], timed[label] = run, turns
         num_rounds = num_rounds_within(

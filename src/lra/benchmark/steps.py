@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
 from lra.benchmark.synthetic import SyntheticTask
 from lra.checkpoint import seed_everything
-from lra.cuda_graph import HostWaitsError
 from lra.paths import CONF_DIR
 from lra.record import RunDirectory
 from lra.run import build_model, choose_device
