@@ -130,11 +130,7 @@ def measure_steps(
     for label, config in variants.items():
         steps = Steps(build_trainer(config, open_task(config), directory))
         clock = stopwatch(steps.trainer.device)
-        try:
-            seconds = clock(steps.accumulate) + clock(steps.update) + clock(steps.evaluate)
-        except HostWaitsError as error:
-            stopped[label] = str(error)
-            continue
+        seconds = clock(steps.accumulate) + clock(steps.update) + clock(steps.evaluate)
         if FEWEST_ROUNDS * seconds > plan.budget_seconds:
             stopped[label] = (
                 f"{FEWEST_ROUNDS} micro-batches would take {FEWEST_ROUNDS * seconds:.0f} s, over "
