@@ -240,7 +240,7 @@ def test_a_token_embedding_has_the_gradient_of_an_embedding():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("num_rows", "num_keys", "head_dim"),
-    [(4096, 257, 32), (256, 2000, 32), (33, 20, 24), (1, 1, 8)],
+    [(4096, 257, 32), (256, 2000, 32), (33, 20, 24), (1, 2, 8)],
 )
 def test_attention_with_a_bias_is_that_of_torch_in_float64(num_rows, num_keys, head_dim, dtype):
     shapes = [(2, n, 3, head_dim) for n in (num_rows, num_keys, num_keys, num_rows)]

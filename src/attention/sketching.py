@@ -29,7 +29,7 @@ def carries_gradient(rows: Int[Tensor, "b h m"], num_rows: int) -> Bool[Tensor, 
     """True for one copy of each of the given rows."""
     slots = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
     last_slot = torch.zeros_like(rows[..., :1]).expand(*rows.shape[:2], num_rows)
-    last_slot = last_slot.scatter(2, rows, slots)
+    last_slot = last_slot.scatter_reduce(2, rows, slots, "amax")  # scatter takes any, on a GPU
     return last_slot.gather(2, rows) == slots
 
 

@@ -95,10 +95,11 @@ class Grid:
     def setting(self) -> str:
         """What all cells have in common, in words."""
         config, environment = self.config, self.environment
+        graph = ", as CUDA graphs" if config.get("cuda_graph") else ""
         return (
             f"b={config['batch_size']}, h={config['num_heads']}, p={config['head_dim']}, "
             f"{config['num_features']} features, {config['padding']:.0%} padding, "
-            f"{config['precision']}; {environment['device']}, {environment['num_threads']} "
+            f"{config['precision']}{graph}; {environment['device']}, {environment['num_threads']} "
             f"threads, torch {environment['torch']}; commit {', '.join(self.commits)}"
         )
 

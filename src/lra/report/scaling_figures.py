@@ -31,7 +31,9 @@ def draw_scaling(stem: Path, panels: Mapping[str, Curves], setting: str) -> None
         axis.set_yscale("log", base=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#dddddd", lw=0.6)
-        axis.legend(frameon=False, fontsize="x-small")
+        axis.legend(
+            frameon=False, fontsize="x-small", ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12)
+        )
     figure.supxlabel(setting, fontsize="x-small")
     for suffix in (".pdf", ".png"):
         figure.savefig(stem.with_suffix(suffix))
