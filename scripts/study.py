@@ -47,11 +47,15 @@ def main() -> int:
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     merge = commands.add_parser("import", help="merge an archive, or what W&B kept")
     merge.add_argument("source", help="an archive, wandb:ENTITY/PROJECT, a folder of offline runs")
-    options = parser.parse_args()
+    options, rest = parser.parse_known_args()  # overrides behind an option are left over
+    if strange := [word for word in rest if "=" not in word or options.command == "import"]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if options.command == "export" and "=" in str(options.archive):
+        parser.error(f"the archive stands before overrides such as {options.archive}")
     try:
         if options.command == "import":
             return report_import(options.source)
-        jobs = plan(options.study, options.overrides)
+        jobs = plan(options.study, [*options.overrides, *rest])
         if options.command == "status":
             return print_status(jobs)
         if options.command == "export":

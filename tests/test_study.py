@@ -181,6 +181,16 @@ def test_a_study_runs_two_at_a_time_until_all_is_done(tmp_path, monkeypatch, dat
     assert {p: p.read_text() for p in Path("outputs").rglob("record.json")} == records
 
 
+def test_an_archive_stands_before_overrides_and_options_anywhere(study, tmp_path):
+    chosen = ("--study", "demo_learning", "attention=v_mean,softmax")
+    done = study_script("export", "runs.tar.gz", *chosen)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs.tar.gz").exists()
+    done = study_script("export", *chosen, "runs.tar.gz")
+    assert "the archive stands before overrides" in done.stderr
+    assert "unrecognized arguments: --runs" in study_script("status", *chosen, "--runs").stderr
+
+
 def test_without_time_nothing_is_begun(tmp_path, monkeypatch, data_dir):
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
