@@ -68,7 +68,7 @@ $(VENV)/.approximation: $(READY)
 	touch $@
 
 figure1: $(VENV)/.approximation  ## the approximation study: Figure 1, and over temperature
-	$(BIN)/python scripts/approximate.py
+	$(BIN)/python scripts/approximate.py study=figure1
 	$(BIN)/python scripts/approximate.py study=figure1_temperature lengths=[1024] \
 	  attention=v_mean,skeinformer,skeinformer_uniform,skeinformer_no_reuse,informer,nystromformer \
 	  num_features=[256] temperature=[1,2,4,8] num_trials=192

@@ -1,6 +1,6 @@
 """How far attention variants are from softmax attention: Figure 1 of the paper, and beyond.
 
-    python scripts/approximate.py                                # the paper's four, on its sources
+    python scripts/approximate.py study=figure1                  # the paper's four, on its sources
     python scripts/approximate.py attention=mine,skeinformer source=mine lengths=[1024,4096] \\
         temperature=[1,2,4,8]
     python scripts/approximate.py source=checkpoint checkpoint=RUN_DIRECTORY lengths=[2048]
@@ -119,7 +119,7 @@ def report(groups: Sequence[Group], directory: Path, name: str) -> None:
     (directory / f"{name}.md").write_text(f"{text}\n")
     write_csv(directory / f"{name}.csv", rows)
     pictures = draw_pictures(directory / name, rows)
-    print(f"\nwritten: {directory / name}.md, .csv, {', '.join(str(p) for p in pictures)}")
+    print(f"\nwritten: {', '.join(map(str, [directory / f'{name}.md', '.csv', *pictures]))}")
 
 
 if __name__ == "__main__":

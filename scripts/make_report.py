@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lra.files import write_text
+from lra.report.attachments import written_folders
 from lra.report.page import build_page
 from lra.report.published import PUBLISHED, published
 from lra.report.records import read_records
@@ -20,12 +21,17 @@ def main() -> int:
         "--beside", default="skeinformer", help=f"none, or some of {','.join(PUBLISHED)}"
     )
     parser.add_argument(
-        "--attach", type=Path, nargs="*", default=[], help="pictures (.png) and tables (.csv)"
+        "--attach",
+        type=Path,
+        nargs="*",
+        help="folders or files (.png, .md, .csv) to show; without: what approximate.py, "
+        "bench_attention.py, bench_step.py and table3.py have written below --records",
     )
     options = parser.parse_args()
     try:
         records = read_records(options.records / options.study)
-        page = build_page(options.study, records, published(options.beside), options.attach)
+        attached = written_folders(options.records) if options.attach is None else options.attach
+        page = build_page(options.study, records, published(options.beside), attached)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

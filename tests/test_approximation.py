@@ -1,8 +1,10 @@
 """The approximation study measures what it says, and never measures twice."""
 
 import csv
+import glob
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -213,6 +215,10 @@ def test_trials_of_something_else_are_refused_with_the_key_that_differs(tmp_path
         measured(tmp_path, ["skeinformer"], seed=1)
     with pytest.raises(ValueError, match=r"attention_config.reuse_pilot=True"):
         measured(tmp_path, ["skeinformer"], overrides=["attention.reuse_pilot=false"])
+    with pytest.raises(ValueError, match=r"choose another study=NAME, .* rm (.*)$") as refused:
+        measured(tmp_path, ["skeinformer"], dtype="float32")
+    [pattern] = re.findall("rm (.*)$", str(refused.value))
+    assert len(glob.glob(pattern)) == 1  # which is the remedy
     with pytest.raises(ValueError, match=r"description.score_scale=1.0"):
         measured(tmp_path, ["skeinformer"], GaussianSource(**(SMALL | {"score_scale": 2.0})))
 
@@ -331,7 +337,18 @@ def test_the_script_measures_writes_and_says_what_it_shows(approximate, tmp_path
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
 
 
-def test_what_cannot_be_is_refused_before_anything_is_measured(approximate):
+def test_a_single_variant_without_features_is_drawn_over_what_it_costs(approximate, tmp_path):
+    words = ("source=gaussian", "lengths=[40]", "num_trials=12")
+    printed = approximate("attention=softmax", *words)
+    assert "the error of softmax, " in printed
+    assert "lowest" not in printed
+    drawn = {path.name for path in (tmp_path / "outputs/approximation/adhoc").glob("*.png")}
+    assert drawn == {"adhoc-cost.png"}
+
+
+def test_what_cannot_be_is_refused_before_anything_is_measured(approximate, tmp_path):
+    lonely = {name: np.random.default_rng(0).normal(size=(1, 16, 4)) for name in ("q", "k", "v")}
+    np.savez(tmp_path / "lonely.npz", **lonely)
     for words, message in (
         (
             ["source=nonsense", "attention=v_mean"],
@@ -343,6 +360,7 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(approximate):
         (["source=file", "attention=v_mean"], "needs file=PATH"),
         (["source=checkpoint", "attention=v_mean"], "needs checkpoint=PATH"),
         (["attention=reformer", "source=gaussian"], "no variant is left"),
+        (["source=file", "file=lonely.npz", "attention=v_mean"], "a single head of a single seq"),
     ):
         with pytest.raises(ValueError, match=message):
             approximate(*words)

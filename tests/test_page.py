@@ -1,11 +1,14 @@
 """The report page: every link leads somewhere, and a browser shows, sorts and finds it."""
 
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
+from conftest import ROOT
 from test_accuracy_table import Study
 
 from lra.report.page import build_page
@@ -82,20 +85,63 @@ def test_the_page_needs_no_network_and_lets_no_record_write_html(runs):
     assert "NonFiniteLossError" in page
 
 
-def test_pictures_and_tables_can_be_attached_and_nothing_else(runs, tmp_path):
-    table, picture = tmp_path / "costs.csv", tmp_path / "figure.png"
-    table.write_text("variant,seconds\nskeinformer,0.25\n")
-    picture.write_bytes(b"\x89PNG")
-    page = build_page("mine", runs, [], [table, picture])
-    assert "<td>0.25</td>" in page
+def attached_study(folder):
+    """A picture, a table and its CSV, as the scripts that measure leave them."""
+    folder.mkdir(parents=True)
+    (folder / f"{folder.name}.png").write_bytes(b"\x89PNG")
+    (folder / f"{folder.name}.md").write_text(
+        "**Costs & <i>more</i>**\n\n| variant | seconds |\n|---|---|\n| skeinformer | 0.25 |\n"
+    )
+    (folder / f"{folder.name}.csv").write_text(
+        "variant,seconds,device,git_commit,file\n"
+        "skeinformer,0.2512,Abacus,c0ffee,cells/a.json\nv_mean,,Abacus,decade,cells/b.json\n"
+    )
+    return folder
+
+
+def test_an_attached_folder_shows_its_tables_and_pictures_and_where_they_come_from(runs, tmp_path):
+    folder = attached_study(tmp_path / "costs")
+    (folder / "costs.pdf").write_bytes(b"%PDF")
+    page = build_page("mine", runs, [], [folder])
+    assert re.search(r"<td[^>]*>0\.25</td>", page)
+    assert "<td>0.2512</td>" in page
+    assert "<td>cells/b.json</td>" in page
     assert "data:image/png;base64,iVBORw==" in page
-    with pytest.raises(ValueError, match=r"notes\.txt is neither \.png nor \.csv"):
-        build_page("mine", runs, [], [tmp_path / "notes.txt"])
+    assert f"{folder}: commit c0ffee, decade, device Abacus" in page
+    assert "&lt;i&gt;more" in page
+
+
+def test_single_files_can_be_attached_and_nothing_that_cannot_be_shown(runs, tmp_path):
+    folder = attached_study(tmp_path / "costs")
+    page = build_page("mine", runs, [], [folder / "costs.md"])
+    assert f"{folder / 'costs.md'}: commit —, device —" in page
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "notes.txt", tmp_path / "empty"):
+        with pytest.raises(ValueError, match=rf"{path.name} is no \.png, \.md, \.csv"):
+            build_page("mine", runs, [], [path])
+
+
+def test_the_script_shows_what_the_measuring_scripts_have_written(runs, tmp_path, monkeypatch):
+    for folder in ("approximation/figure1", "bench_step", "table3"):
+        attached_study(tmp_path / folder)
+    (tmp_path / "approximation/unfinished/cells").mkdir(parents=True)
+    report = runpy.run_path(str(ROOT / "scripts/make_report.py"))["main"]
+    command = ["make_report.py", "--study", "study", "--records", str(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command)
+    assert report() == 0
+    page = (tmp_path / "outputs/report/study.html").read_text()
+    shown = re.findall(r"<h3>(\w+)</h3>\n<p class=\"faint\"><code>", page)
+    assert shown == ["figure1", "bench_step", "table3"]
+    monkeypatch.setattr(sys, "argv", [*command, "--attach"])
+    assert report() == 0
+    assert "figure1" not in (tmp_path / "outputs/report/study.html").read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; Debian: apt-get install chromium")
 def test_a_browser_loads_the_page_without_errors_and_sorts_its_table(runs, tmp_path):
-    page = build_page("mine", runs, published("skeinformer"), [])
+    folder = attached_study(tmp_path / "costs")
+    page = build_page("mine", runs, published("skeinformer"), [folder])
     watch = "<head><script>window.errors = []; onerror = what => { errors.push(what); };</script>"
     page = page.replace("<head>", watch, 1)
     head, tail = page.rsplit("</body>", 1)

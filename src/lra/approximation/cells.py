@@ -70,9 +70,11 @@ def open_cell(path: Path, identity: dict[str, Any], details: dict[str, Any]) -> 
     theirs, ours = dict(flatten(cell.identity)), dict(flatten(json_values(identity)))
     for key in ours | theirs:
         if theirs.get(key) != ours.get(key):
+            variant = path.name.replace(f"-d_{identity['num_features']}.", "-d_*.")
             raise ValueError(
                 f"{path} holds trials with {key}={theirs.get(key)}, but these have "
-                f"{key}={ours.get(key)}; choose another study=NAME, or delete that file"
+                f"{key}={ours.get(key)}; choose another study=NAME, or delete the variant's: "
+                f"rm {path.parents[2]}/*/*/{variant}"
             )
     return cell
 

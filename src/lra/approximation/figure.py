@@ -37,7 +37,8 @@ def draw_pictures(stem: Path, rows: Sequence[Row]) -> list[Path]:
     """Draw what there is to show, each as PDF and PNG; returns the PNGs.
 
     Error over the number of features, as in the paper, and over multiply-adds; at the largest
-    number of features, over temperature and over training steps where there are several.
+    number of features, over temperature and over training steps where there are several. A picture
+    without a single point is left out.
     """
     base = [row for row in rows if row.temperature == rows[0].temperature]
     largest = max((row.num_features or 0 for row in rows), default=0)
@@ -48,7 +49,11 @@ def draw_pictures(stem: Path, rows: Sequence[Row]) -> list[Path]:
         pictures.append((TEMPERATURE, at_largest))
     if len({row.step for row in trained}) > 1:
         pictures = [(TRAINING, sorted(trained, key=lambda row: row.step or 0))]
-    return [draw(stem, abscissa, chosen, largest) for abscissa, chosen in pictures]
+    return [
+        draw(stem, abscissa, chosen, largest)
+        for abscissa, chosen in pictures
+        if any(abscissa.value(row) is not None for row in chosen)
+    ]
 
 
 def draw(stem: Path, abscissa: Abscissa, rows: Sequence[Row], num_features: int) -> Path:

@@ -60,6 +60,8 @@ def best_and_worst(group: Sequence[Row]) -> str:
     best, worst = ordered[0], ordered[-1]
     worse = {r.attention for r in group if is_above_one(r.ratio_to_v_mean)}
     ending = f"; worse than V-Mean at some d: {', '.join(sorted(worse))}" if worse else ""
+    if len(group) == 1:
+        return f"the error of {of_v_mean(best)}{ending}"
     return f"lowest error {of_v_mean(best)}, highest {of_v_mean(worst)}{ending}"
 
 

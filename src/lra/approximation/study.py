@@ -128,14 +128,19 @@ class Study:
     def groups(self, name: str, source: Source, chosen: Sequence[Variant]) -> list[Group]:
         """The groups of a source, with what there is of their cells.
 
-        Raises ValueError for a length the source does not have, and for cells that are damaged or
-        hold something else.
+        Raises ValueError for a length the source does not have or has only one trial of, and for
+        cells that are damaged or hold something else.
         """
         found = []
         for num_tokens in self.settings.lengths or source.lengths:
             available = source.num_sequences(num_tokens)
             wanted = -(-self.settings.num_trials // source.num_heads)
             num_sequences = wanted if available is None else min(wanted, available)
+            if num_sequences * source.num_heads < 2:
+                raise ValueError(
+                    f"source={name} has a single head of a single sequence, n={num_tokens}: a "
+                    f"standard error takes two or more"
+                )
             for temperature in self.settings.temperature:
                 cells = [
                     (variant, self.cell(name, source, variant, num_tokens, temperature))

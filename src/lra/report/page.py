@@ -1,7 +1,5 @@
 """The report page: one HTML file that holds a study, from its tables down to every record."""
 
-import base64
-import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ from lra.report import curves
 from lra.report.accuracy import AccuracyTable, Column, Runs
 from lra.report.accuracy_grid import caption, grid, states
 from lra.report.accuracy_tables import accuracy_tables
+from lra.report.attachments import attach
 from lra.report.published import Published
 
 PROTOCOLS = ("clean", "paper")
@@ -35,22 +34,12 @@ class TableCell:
     anchor: str | None
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """A file shown at the end: a picture, or a table from a CSV."""
-
-    name: str
-    image: str | None
-    """As a data URL."""
-    rows: Sequence[Sequence[str]]
-
-
 def build_page(
     study: str, runs: Runs, beside: Sequence[Published], attachments: Sequence[Path]
 ) -> str:
     """The page as text; it needs no network.
 
-    Raises `ValueError` as `accuracy_tables` does, and for an attachment that is not .png or .csv.
+    Raises ValueError as `accuracy_tables` and `attach` do.
     """
     environment = Environment(
         loader=PackageLoader("lra.report", "."), autoescape=True, undefined=StrictUndefined
@@ -63,7 +52,7 @@ def build_page(
         hardware=sorted({str(run["environment"]["device"]) for run in runs.values()}),
         switches=_switches(runs),
         sections=[_section(table, beside, number) for number, table in enumerate(tables)],
-        attachments=[_attachment(path) for path in attachments],
+        attachments=[attach(path) for path in attachments],
     )
 
 
@@ -182,13 +171,3 @@ def _switches(runs: Runs) -> list[dict[str, Any]]:
 def _count_states(runs: Runs) -> str:
     states = [run["status"] for run in runs.values()]
     return ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-
-
-def _attachment(path: Path) -> Attachment:
-    if path.suffix == ".png":
-        content = base64.b64encode(path.read_bytes()).decode()
-        return Attachment(path.stem, f"data:image/png;base64,{content}", [])
-    if path.suffix == ".csv":
-        with path.open(newline="") as file:
-            return Attachment(path.stem, None, list(csv.reader(file)))
-    raise ValueError(f"{path} is neither .png nor .csv: only these can be attached")

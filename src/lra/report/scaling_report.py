@@ -25,11 +25,14 @@ def write_csv(path: Path, cells: Mapping[Path, Cell]) -> None:
     keys = [quantity.key for quantity in QUANTITIES]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["label", "num_tokens", "status", *keys, "session", "git_commit", "file"])
+        writer.writerow(
+            ["label", "num_tokens", "status", *keys, "session", "device", "git_commit", "file"]
+        )
         for origin, cell in cells.items():
             values = [quantity.value(cell["measures"]) for quantity in QUANTITIES]
             identity = [cell["label"], cell["num_tokens"], cell["status"]]
-            source = [cell["session"]["id"], cell["git"]["commit"], origin]
+            device = cell["environment"]["device"]
+            source = [cell["session"]["id"], device, cell["git"]["commit"], origin]
             writer.writerow([*identity, *("" if v is None else v for v in values), *source])
 
 

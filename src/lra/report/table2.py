@@ -168,7 +168,7 @@ def write_csv(path: Path, times: Mapping[Path, Cell], memories: Mapping[Path, Ce
     """A line a cell, with its session, commit and file."""
     names = ["task", "label", "quantity", "minutes_per_1000_training",
              "minutes_per_1000_with_evaluation", "largest_batch", "is_confirmed", "status",
-             "source_kind", "session", "git_commit", "file"]  # fmt: skip
+             "source_kind", "session", "device", "git_commit", "file"]  # fmt: skip
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -181,6 +181,7 @@ def write_csv(path: Path, times: Mapping[Path, Cell], memories: Mapping[Path, Ce
                     measures = cell["measures"]
                     figures[2:] = [measures["batch_size"], measures["is_confirmed"]]
                 source = [cell["status"], cell["source_kind"], cell["session"]["id"]]
+                source.append(cell["environment"]["device"])
                 row = [cell["task"], cell["label"], quantity, *figures, *source]
                 values = ["" if value is None else value for value in row]
                 writer.writerow([*values, cell["git"]["commit"], origin])

@@ -149,11 +149,12 @@ def write_csv(path: Path, cells: Mapping[Path, Cell]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         keys = ("multiply_adds", "saved_bytes")
-        writer.writerow(["label", "num_tokens", *keys, "git_commit", "file"])
+        writer.writerow(["label", "num_tokens", *keys, "device", "git_commit", "file"])
         for origin, cell in cells.items():
             figures: Sequence[Any] = [cell["measures"][key] for key in keys]
             identity = [cell["label"], cell["num_tokens"]]
-            writer.writerow([*identity, *figures, cell["git"]["commit"], origin])
+            source = [cell["environment"]["device"], cell["git"]["commit"], origin]
+            writer.writerow([*identity, *figures, *source])
 
 
 def _number(value: float | None) -> str:
