@@ -109,6 +109,14 @@ def test_table_1_is_narrowed_and_widened_on_the_command_line():
     assert {run["attention"] for run in runs[:2]} == {"skeinformer", "mine"}
 
 
+def test_the_runs_of_figure_2_are_runs_of_table_1(compose_run):
+    overrides = [[f"{k}={v}" for k, v in run.items()] for run in sweep("experiment=figure2")]
+    assert len(overrides) == 5 * 8
+    for run in overrides:
+        of_table_1 = compose_run("experiment=table1", *run)
+        assert compose_run("experiment=figure2", *run) == of_table_1
+
+
 def test_the_runs_of_figure_3_have_directories_of_their_own(compose_run):
     names = {
         compose_run("experiment=figure3", "task=text", *(f"{k}={v}" for k, v in run.items())).name
