@@ -13,8 +13,8 @@ never exceeds. Each size is tried in a process of its own, which may die; a size
 take longer than trial_seconds, or more memory than the machine has, is foretold from smaller ones
 and marked ≈.
 
-Prepared data are used where they are; else random tokens of the task's lengths, marked synthetic:
-time depends on the lengths alone. Options, with their defaults:
+Prepared data are used where they are; else random data of the task's lengths, named as such: time
+depends on the lengths alone. Options, with their defaults:
 
     task=text,listops,retrieval,pathfinder,image
     attention=softmax,...     names, a glob, or all; the default is the paper's rows and SDPA

@@ -62,7 +62,13 @@ def prepare(task: str, overrides: list[str], num_synthetic: int | None) -> int:
     """Prepare one task, print what is there now or what went wrong, and return 0 or 1."""
     try:
         config = hydra.compose("train", [f"task={task}", *overrides])
-        store = build(config) if num_synthetic is None else draw(task, config, num_synthetic)
+        if num_synthetic is None:
+            store = build(config)
+        else:
+            directory, seed = Path(config.data_dir), config.seed
+            store = synthetic.prepare(
+                config.task, data_dir=directory, num_examples=num_synthetic, seed=seed
+            )
     except (HydraException, OmegaConfBaseException, ValueError, OSError, ImportError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         reason = cause or error
@@ -75,14 +81,6 @@ def prepare(task: str, overrides: list[str], num_synthetic: int | None) -> int:
         )
     print(f"{store.directory}: sha256 {store.fingerprint}", flush=True)
     return 0
-
-
-def draw(task: str, config: DictConfig, num_examples: int) -> Store:
-    """Random data in place of a task's."""
-    directory, seed = Path(config.data_dir), config.prepare.get("seed", 0)
-    return synthetic.prepare(
-        task, name=config.task.name, data_dir=directory, num_examples=num_examples, seed=seed
-    )
 
 
 def build(config: DictConfig) -> Store:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -14,7 +15,6 @@ from lra.benchmark.steps import (
     seconds_per_step,
     validation_count,
 )
-from lra.benchmark.synthetic import SyntheticTask
 from lra.report import table2, table3
 from lra.report.table3 import published_formula
 
@@ -101,45 +101,43 @@ def test_what_costs_too_much_to_try_is_foretold_and_says_so(limits):
     assert max(seen) <= 8
 
 
-def test_a_trial_is_measured_in_a_process_and_one_without_memory_dies():
-    attempt = Attempts("listops_short", "softmax", ("data_dir=nowhere",), 64 * 2**20)
+def test_a_trial_is_measured_in_a_process_and_one_without_memory_dies(tmp_path):
+    attempt = Attempts("listops_short", "softmax", ("data_dir=nowhere",), 64 * 2**20, tmp_path)
     small, double, dead = attempt([4, 8, 4096])
     assert small.peak_bytes < double.peak_bytes < 2.5 * small.peak_bytes
     assert dead == Trial(4096, "died")
 
 
-def test_a_trial_that_fails_for_another_reason_is_no_verdict():
+def test_a_trial_that_fails_for_another_reason_is_no_verdict(tmp_path):
     with pytest.raises(RuntimeError, match=r"attention=softmax: .*dropout"):
-        Attempts("listops_short", "softmax", ("attention.dropout=7",), 2**30)([1])
+        Attempts("listops_short", "softmax", ("attention.dropout=7",), 2**30, tmp_path)([1])
 
 
 @pytest.mark.parametrize(
     ("task", "mean", "tolerance"),
     [
-        ("text", 0.317 * 4096, 30),  # 68 % of the positions are padding
-        ("listops", 1037, 20),
+        ("text", 0.317 * 4096, 40),  # 68 % of the positions are padding
+        ("listops", 1037, 40),
         ("retrieval", 4000, 0),
         ("image", 1024, 0),
         ("pathfinder", 1024, 0),
     ],
 )
-def test_synthetic_data_have_the_shape_and_the_lengths_of_the_task(task, mean, tolerance):
-    config = compose_run(task, "v_mean", ("data_dir=nowhere",))
-    synthetic = open_task(config)
-    assert isinstance(synthetic, SyntheticTask)
-    examples = synthetic.examples("train")
-    assert examples.lengths.mean() == pytest.approx(mean, abs=tolerance)
-    batch = examples.batch(examples.labels[:3])
-    assert batch.tokens.shape == (3, 2 if task == "retrieval" else 1, synthetic.max_seq_len)
-    assert batch.tokens.max() < synthetic.vocab_size
-    lengths = batch.token_mask.sum(-1).numpy()
-    assert (lengths == examples.lengths[examples.labels[:3]]).all()
+def test_random_data_have_the_shape_and_the_lengths_of_the_task(task, mean, tolerance, tmp_path):
+    data = open_task(compose_run(task, "v_mean", ("data_dir=nowhere",)), tmp_path)
+    assert data.source_name.startswith("random ")
+    examples = data.examples("train")
+    batch = examples.batch(np.arange(len(examples)))
+    assert batch.tokens.shape == (1024, 2 if task == "retrieval" else 1, data.max_seq_len)
+    assert batch.tokens.max() < data.vocab_size
+    assert batch.token_mask.sum(-1).double().mean() == pytest.approx(mean, abs=tolerance)
 
 
 def time_cell(label, accumulate, references, status="measured"):
     return {
         "schema_version": 1, "task": "text", "label": label, "padded": None,
-        "source_kind": "synthetic", "batch_size": 128, "status": status, "reason": None,
+        "source_kind": "stand-in", "source_name": "random text",
+        "batch_size": 128, "status": status, "reason": None,
         "measures": None if status == "stopped" else measured(accumulate),
         "references": {name: measured(seconds) for name, seconds in references.items()},
         "config": {"overrides": []}, "git": {"commit": "c" * 40}, "session": {"id": "5e55"},
@@ -184,7 +182,7 @@ def test_table_2_compares_ratios_to_standard_within_a_session(tmp_path):
     assert rows["softmax"][-2:] == ["16", "16"]
     assert rows["reformer"][1] == "—"  # no Standard in its session
     assert rows["bigbird"][:4] == ["stopped", "—", "—", "—"]
-    assert "synthetic data" in shown.caption
+    assert "random text data" in shown.caption
     table2.write_csv(tmp_path / "table2.csv", times, memories)
     assert str(tmp_path / "time/text/reformer.json") in (tmp_path / "table2.csv").read_text()
 

@@ -8,7 +8,6 @@ time or memory than there is: then it is foretold, and says so.
 
 import multiprocessing
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -141,6 +140,8 @@ class Attempts:
     attention: str
     overrides: tuple[str, ...]
     budget_bytes: float
+    directory: Path
+    """Where random data are kept, if the task's own are not prepared."""
 
     def __call__(self, sizes: Sequence[int]) -> list[Trial]:
         """Try sizes in turn in a process of its own; those after a death have died as well."""
@@ -166,11 +167,10 @@ class Attempts:
         """One size, in this process."""
         sizes = (f"trainer.{key}={batch_size}" for key in ("batch_size", "micro_batch_size"))
         config = compose_run(self.task, self.attention, (*self.overrides, *sizes))
-        with tempfile.TemporaryDirectory() as directory:
-            trainer = build_trainer(config, open_task(config), Path(directory))
-            start = time.perf_counter()
-            peak = training_peak_bytes(trainer, self.budget_bytes)
-            return Trial(batch_size, "measured", peak, time.perf_counter() - start)
+        trainer = build_trainer(config, open_task(config, self.directory), self.directory)
+        start = time.perf_counter()
+        peak = training_peak_bytes(trainer, self.budget_bytes)
+        return Trial(batch_size, "measured", peak, time.perf_counter() - start)
 
 
 def _answer(sender: Connection, attempts: Attempts, sizes: Sequence[int]) -> None:

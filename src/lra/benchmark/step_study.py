@@ -1,6 +1,5 @@
 """Table 2: which cells there are to measure, and in which sessions."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,6 +63,7 @@ class StepBenchmark:
         time = {"micro_batch_size": options.micro_batch_size, "overrides": changed}
         memory = {"memory_budget_gib": options.memory_budget_gib, "overrides": changed}
         self.times = CellStore(Path(options.out, "time"), time, self.device)
+        self.directory = Path(options.out, "scratch")
         self.memories = CellStore(Path(options.out, "memory"), memory, self.device)
 
     def fill_times(self, task: str) -> None:
@@ -84,8 +84,7 @@ class StepBenchmark:
         wanted = {**present, **{v.label: v for v in others}}
         configs = {label: plan.config(v.attention, v.overrides) for label, v in wanted.items()}
         session = new_session()
-        with tempfile.TemporaryDirectory() as directory:
-            measured, stopped = measure_steps(plan, configs, Path(directory))
+        measured, stopped = measure_steps(plan, configs, self.directory)
         for variant in missing:
             references = [r for r in (*REFERENCES, variant.padded) if r != variant.label]
             self.write(
@@ -107,7 +106,7 @@ class StepBenchmark:
             return
         budget = self.options.memory_budget_gib * 2**30
         overrides = (*self.overrides, *variant.overrides)
-        attempt = Attempts(task, variant.attention, overrides, budget)
+        attempt = Attempts(task, variant.attention, overrides, budget, self.directory)
         available = available_bytes()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what this process keeps is not there for a trial
@@ -121,11 +120,13 @@ class StepBenchmark:
     def write(self, store: CellStore, task: str, variant: Variant, cell: Cell) -> None:
         """Add whose cell it is, and on what data."""
         config = compose_run(task, variant.attention, self.overrides)
+        data = open_task(config, self.directory)
         identity: Cell = {
             "task": task,
             "label": variant.label,
             "padded": variant.padded,
-            "source_kind": open_task(config).source_kind,
+            "source_kind": data.source_kind,
+            "source_name": data.source_name,
             "batch_size": config.trainer.batch_size,
         }
         store.write({**identity, **cell}, task, variant.label)

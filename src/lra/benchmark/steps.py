@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lra.benchmark.interleave import interleave, num_rounds_within, stopwatch
-from lra.benchmark.synthetic import SyntheticTask
 from lra.checkpoint import seed_everything
 from lra.paths import CONF_DIR
 from lra.record import RunDirectory
 from lra.run import build_model, choose_device
 from lra.run_record import SPLITS
+from lra.tasks import synthetic
 from lra.tasks.base import Task
 from lra.trainer import Trainer
 
 FEWEST_ROUNDS = 2
+NUM_EXAMPLES = 1024
+"""Random ones, a split; who needs more sees them again."""
 PACKED_SUFFIX = "_packed"
 """Of the label of a variant without padding."""
 VALIDATION_COUNTS = {"listops": 2000, "retrieval": 18090, "image": 5000, "pathfinder": 20000}
@@ -43,16 +46,15 @@ def compose_run(task: str, attention: str, overrides: tuple[str, ...]) -> DictCo
         return compose("train", [*chosen, *names, *overrides])
 
 
-def open_task(config: DictConfig) -> Task:
-    """The prepared data of a configuration, or random tokens of the same shape."""
+def open_task(config: DictConfig, directory: Path) -> Task:
+    """The prepared data of a configuration, or random data of their shape, kept in `directory`."""
     try:
         task: Task = instantiate(config.task, verify=False)
-    except FileNotFoundError:
-        return SyntheticTask(config)
-    except Exception as error:  # Hydra wraps what a constructor raises
-        if isinstance(error.__cause__, FileNotFoundError):
-            return SyntheticTask(config)
-        raise
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        synthetic.prepare(config.task, data_dir=directory, num_examples=NUM_EXAMPLES, seed=0)
+        task = instantiate(config.task, verify=False, data_dir=str(directory))
     return task
 
 
@@ -128,7 +130,7 @@ def measure_steps(
     stopped: dict[str, str] = {}
     slowest = 0.0
     for label, config in variants.items():
-        steps = Steps(build_trainer(config, open_task(config), directory))
+        steps = Steps(build_trainer(config, open_task(config, directory), directory))
         clock = stopwatch(steps.trainer.device)
         seconds = clock(steps.accumulate) + clock(steps.update) + clock(steps.evaluate)
         if FEWEST_ROUNDS * seconds > plan.budget_seconds:

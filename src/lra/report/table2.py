@@ -146,14 +146,15 @@ def caption(task: str, cells: Sequence[Cell]) -> str:
     """What was measured, where, on what data."""
     environment = cells[0]["environment"]
     commits = sorted({str(cell["git"]["commit"])[:10] for cell in cells})
-    kinds = sorted({cell["source_kind"] for cell in cells})
+    sources = sorted({cell.get("source_name") or cell["source_kind"] for cell in cells})
     budgets = {cell["config"].get("memory_budget_gib") for cell in cells} - {None}
     changed = sorted({override for cell in cells for override in cell["config"]["overrides"]})
     return (
         f"Table 2, {task}: minutes per 1,000 steps of batch {cells[0]['batch_size']}, and the "
         f"largest batch in {', '.join(f'{gib:g} GiB' for gib in budgets) or MISSING}; "
-        f"{', '.join(kinds)} data, {environment['device']}, {environment['num_threads']} threads, "
-        f"torch {environment['torch']}, commit {', '.join([*commits, *changed])}; "
+        f"{', '.join(sources)} data, {environment['device']}, "
+        f"{environment['num_threads']} threads, torch {environment['torch']}, "
+        f"commit {', '.join([*commits, *changed])}; "
         f"published: one V100 of 16 GB, time with evaluation"
     )
 

@@ -96,7 +96,7 @@ class Task(Protocol):
     max_seq_len: int
     """Every batch is padded to it, so that the time of a step compares across runs."""
     num_sequences: int
-    source_kind: Literal["official", "regenerated", "stand-in", "synthetic"]
+    source_kind: Literal["official", "regenerated", "stand-in"]
     source_name: str | None
     """What a stand-in is: its results are shown under this name, never under the task's."""
     fingerprint: str

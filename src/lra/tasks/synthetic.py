@@ -1,75 +1,62 @@
-"""Random sequences in the shapes of the five tasks, to try a pipeline where no data are at hand.
+"""Random data in the shape of a task, where its own are not at hand: to time steps, or to try out.
 
-Labels are drawn at random too: there is nothing to learn, and nothing to conclude.
+What a step costs depends on the lengths of its sequences, not on what they say. Labels are drawn at
+random too: there is nothing to learn, and nothing to conclude.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from hydra.utils import get_class
+from omegaconf import DictConfig
 
-from lra.tasks.listops_generator import VOCAB
 from lra.tasks.preparation import prepare_once
 from lra.tasks.store import Pairs, Sequences, Store
 
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Lengths, uniform from the shortest to the longest, and numbers of symbols and classes."""
-
-    min_length: int
-    max_length: int
-    num_symbols: int
-    num_classes: int
-
-
-SHAPES = {
-    "listops": Shape(501, 1999, len(VOCAB), 10),
-    "text": Shape(100, 4000, 256, 2),
-    "retrieval": Shape(100, 4000, 256, 2),
-    "image": Shape(1024, 1024, 256, 10),
-    "pathfinder": Shape(1024, 1024, 256, 2),
+LENGTHS: dict[str, dict[float, int]] = {
+    "ListOps": {0: 501, 0.05: 538, 0.25: 702, 0.5: 954, 0.75: 1309, 0.95: 1799, 1: 1999},
+    "Text": {0: 52, 0.25: 702, 0.5: 979, 0.75: 1614, 0.827: 2000, 0.9: 2617, 0.968: 4000, 1: 4000},
+    "Retrieval": {0: 4000, 1: 4000},
 }
+"""Quantiles: of expressions without brackets, of reviews in bytes, documents as long as is read."""
 
 
-def prepare(task: str, *, name: str, data_dir: Path, num_examples: int, seed: int) -> Store:
-    """A store `data_dir/name` with `num_examples` a split; raises `ValueError` for another task."""
-    if task not in SHAPES:
-        raise ValueError(f"task={task} has no synthetic form; there are {', '.join(SHAPES)}")
+def prepare(task: DictConfig, *, data_dir: Path, num_examples: int, seed: int) -> Store:
+    """A store of a configured task with `num_examples` a split."""
     source = {
         "kind": "stand-in",
-        "name": f"random {task}",
+        "name": f"random {task.name}",
         "num_examples": num_examples,
         "seed": seed,
     }
-    build = partial(_pairs if task == "retrieval" else _sequences, SHAPES[task], num_examples, seed)
-    return prepare_once(data_dir, name, source, build)
+    return prepare_once(data_dir, task.name, source, partial(_draw, task, num_examples, seed))
 
 
-def _sequences(shape: Shape, num_examples: int, seed: int) -> dict[str, Sequences]:
+def _draw(task: DictConfig, num_examples: int, seed: int) -> dict[str, Sequences | Pairs]:
     generator = np.random.default_rng(seed)
-    return {split: _draw(shape, num_examples, generator) for split in SPLITS}
-
-
-def _pairs(shape: Shape, num_examples: int, seed: int) -> dict[str, Pairs]:
-    generator = np.random.default_rng(seed)
-    documents = _draw(shape, 2 * len(SPLITS) * num_examples, generator)
+    shape: Any = get_class(task._target_)
+    if shape.num_sequences == 1:
+        return {split: _sequences(task, num_examples, generator) for split in SPLITS}
+    documents = _sequences(task, 2 * len(SPLITS) * num_examples, generator)
     numbers = np.arange(len(documents), dtype=np.int32).reshape(len(SPLITS), num_examples, 2)
-    labels = generator.integers(shape.num_classes, size=(len(SPLITS), num_examples), dtype=np.uint8)
     return {
-        split: Pairs(documents.tokens, documents.offsets, pairs, classes)
-        for split, pairs, classes in zip(SPLITS, numbers, labels, strict=True)
+        split: Pairs(documents.tokens, documents.offsets, pairs, documents.labels[pairs[:, 0]])
+        for split, pairs in zip(SPLITS, numbers, strict=True)
     }
 
 
-def _draw(shape: Shape, count: int, generator: np.random.Generator) -> Sequences:
-    lengths = generator.integers(shape.min_length, shape.max_length + 1, size=count)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+def _sequences(task: DictConfig, count: int, generator: np.random.Generator) -> Sequences:
+    shape: Any = get_class(task._target_)
+    full = task.get("max_seq_len") or task.get("resolution", 32) ** 2
+    shares, lengths = zip(*LENGTHS.get(shape.__name__, {0: full, 1: full}).items(), strict=True)
+    drawn = np.interp(generator.random(count), shares, lengths).astype(np.int64)
+    offsets = np.concatenate([[0], drawn.cumsum()])
+    symbols = min(shape.vocab_size, 256)
     return Sequences(
-        tokens=generator.integers(shape.num_symbols, size=offsets[-1], dtype=np.uint8),
-        offsets=offsets.astype(np.int64),
+        tokens=generator.integers(symbols, size=offsets[-1], dtype=np.uint8),
+        offsets=offsets,
         labels=generator.integers(shape.num_classes, size=count, dtype=np.uint8),
     )
