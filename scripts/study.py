@@ -69,9 +69,10 @@ def print_status(jobs: list[Job]) -> int:
     counts = survey.counts()
     print(f"\n{len(jobs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     seconds, unknown = survey.seconds_left()
-    if seconds or unknown:
-        more = f", and {unknown} runs of which nothing is known yet" if unknown else ""
-        print(f"left to compute: about {seconds / 60:.0f} min{more}")
+    left = [f"about {seconds / 60:.0f} min"] if seconds else []
+    left += [f"{unknown} runs of which nothing is known yet"] if unknown else []
+    if left:
+        print(f"left to compute: {' and '.join(left)}")
     for line in survey.failures():
         print(line, file=sys.stderr)
     return int(bool({"failed", "other"} & set(counts)))

@@ -97,7 +97,8 @@ def _html(figure: go.Figure, x_title: str, y_title: str, *, log_x: bool) -> str:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": LINE_LIKE_TEXT, "size": 13},
         margin={"l": 60, "r": 10, "t": 40, "b": 50},
-        height=420,
+        height=480,  # the legend of sixteen rows
+        modebar={"bgcolor": "rgba(0,0,0,0)"},
         hovermode="closest",
         showlegend=True,
     )
