@@ -250,6 +250,16 @@ def test_a_stand_in_has_its_own_name_and_nothing_published_beside_it(study, file
     assert cells(table, "Skeinformer")["IMDB halves (stand-in)"] == "60.00"
 
 
+def test_what_all_tasks_depart_by_is_said_once(study):
+    study.add(task="text", overrides={"trainer.max_steps": 9, "trainer.batch_size": 8})
+    study.add(task="listops", overrides={"trainer.max_steps": 9})
+    notes = study.markdown().partition("\n- ")[2]
+    assert notes.count("trainer.max_steps=9") == 1
+    assert "\n- All tasks: trainer.max_steps=9.\n" in notes
+    [text] = [line for line in notes.splitlines() if line.startswith("- Text *: ")]
+    assert "), trainer.batch_size=8, 1,000 test examples." in text
+
+
 def test_rows_that_only_others_have_stand_at_the_end(study):
     study.add()
     table = study.markdown("mega")

@@ -1,6 +1,7 @@
 """The cells of Table 1 as text, and what its caption says."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lra.record import Record
 from lra.report.accuracy import AVERAGE, AccuracyTable, Cell, Column, Score
@@ -33,9 +34,7 @@ def caption(table: AccuracyTable, beside: Sequence[Published]) -> list[str]:
             "Their protocols differ from ours and from each other."
         )
     lines += [f"{source.heading}: {source.source}." for source in sources]
-    for column in table.columns:
-        if column.recipe is not None:
-            lines.append(f"{column.heading}: {column.recipe}{_examples(column)}.")
+    lines += _recipes(table)
     if any(column.heading.endswith("*") for column in table.columns):
         lines.append("* departs from the task's configuration as stated.")
     for name, variants in table.untested.items():
@@ -197,6 +196,18 @@ def _percent(value: float | None) -> str:
 
 def _indented(label: str) -> str:
     return INDENT + label if label.startswith("·") else label
+
+
+def _recipes(table: AccuracyTable) -> list[str]:
+    """Data and overrides of each column; what several columns share is said once."""
+    recipes = {column: column.recipe for column in table.columns if column.recipe is not None}
+    own = {column: set(recipe.overrides) for column, recipe in recipes.items()}
+    shared = set.intersection(*own.values()) if len(own) > 1 else set()
+    lines = [f"All tasks: {', '.join(sorted(shared))}."] if shared else []
+    for column, recipe in recipes.items():
+        left = replace(recipe, overrides=tuple(sorted(own[column] - shared)))
+        lines.append(f"{column.heading}: {left}{_examples(column)}.")
+    return lines
 
 
 def _examples(column: Column) -> str:
