@@ -115,6 +115,12 @@ def test_the_best_and_its_ties_are_bold(study):
     assert cells(table, "V-Mean")["Text"] == "50.00 ± 0.50"
 
 
+def test_where_all_tie_nothing_is_bold(study):
+    study.add("softmax", accuracy=0.601)
+    study.add("v_mean", accuracy=0.600)
+    assert "**" not in study.markdown("none").partition("\n")[2]
+
+
 def test_the_average_is_over_five_tasks_or_missing(study):
     for task in TASKS:
         study.three_seeds("softmax", [0.5, 0.52, 0.54], task)
@@ -330,4 +336,5 @@ def test_presets_stand_in_the_order_of_their_tasks_beside_nothing_published(stud
         "small_pathfinder", "small_image",
     ]  # fmt: skip
     assert table.averages["softmax"].mean == pytest.approx(0.6)
+    assert table.constant_average == 0.5
     assert "57.69" not in study.markdown()

@@ -99,7 +99,7 @@ class AccuracyTable:
     @property
     def constant_average(self) -> float | None:
         """Of always answering one class, over the five tasks; None where one is missing."""
-        five = [c for c in self.columns if c.recipe is not None and c.recipe.task in TASKS]
+        five = [c for c in self.columns if c.recipe is not None and c.recipe.family]
         values = [c.constant_accuracy for c in five if c.constant_accuracy is not None]
         return statistics.fmean(values) if len(values) == len(five) == len(TASKS) else None
 

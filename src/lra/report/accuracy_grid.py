@@ -22,7 +22,8 @@ def caption(table: AccuracyTable, beside: Sequence[Published]) -> list[str]:
         f"Test accuracy in percent of the weights {weights[table.conditions.headline]}, mean ± "
         f"standard deviation over seeds; {table.conditions}.",
         "Bold: the best, and what a test paired over seeds and test examples (over examples alone "
-        "where a variant has one seed) cannot tell from it at 5 % after Holm's correction.",
+        "where a variant has one seed) cannot tell from it at 5 % after Holm's correction; where "
+        "all tie, nothing.",
     ]
     if table.averages:
         lines.append("Average: the plain mean of the five tasks, where all five are there.")

@@ -159,7 +159,7 @@ def _best(
             continue
         leader = max(scores, key=scores.__getitem__)
         differences = {v: _difference(correct[leader], correct[v]) for v in scores if v != leader}
-        best[column] = frozenset(ties_with_best(scores, differences))
+        best[column] = _distinguished(scores, differences)
     if len(averages) > 1 and not any(untested[column] for column in five):
         means = {variant: score.mean for variant, score in averages.items()}
         leader = max(means, key=means.__getitem__)
@@ -173,8 +173,16 @@ def _best(
             for variant in means
             if variant != leader
         }
-        best[AVERAGE] = frozenset(ties_with_best(means, differences))
+        best[AVERAGE] = _distinguished(means, differences)
     return best, untested
+
+
+def _distinguished(
+    means: Mapping[str, float], differences: Mapping[str, Difference]
+) -> frozenset[str]:
+    """The best and its ties; none where all tie."""
+    ties = ties_with_best(means, differences)
+    return frozenset(ties) if len(ties) < len(means) else frozenset()
 
 
 def _difference(first: Correct | None, second: Correct | None) -> Difference:
