@@ -78,7 +78,9 @@ class ManyProcesses(OneProcess):
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
         total = self.sum(torch.cat([piece.flatten() for piece in pieces]))
         for parameter, piece in zip(used, total.split([p.numel() for p in used]), strict=True):
-            parameter.grad = piece.view_as(parameter)
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.copy_(piece.view_as(parameter))  # the same tensor: see `lra.cuda_graph`
 
     def equalize(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
