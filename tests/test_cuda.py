@@ -5,12 +5,12 @@ Skipped where there is none; `pytest tests/test_cuda.py` runs them where there i
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from conftest import ATTENTIONS, ROOT
-from hydra.utils import instantiate
-from test_trainer import SMALL, Listener
+from test_trainer import Listener, make_trainer  # noqa: F401
 from torch.testing import assert_close
 
 from attention.conformance.subject import (
@@ -25,9 +25,7 @@ from attention.conformance.subject import (
 from attention.skeinformer_cuda import biased_attention, squared_columns
 from lra.benchmark.cores import Candidate, CoreRun, Workload, exact_attention, peak_bytes
 from lra.embedding import TokenEmbedding
-from lra.record import RunDirectory
-from lra.run import SPLITS, build_model, cost
-from lra.trainer import Trainer
+from lra.run import cost
 from lra.variants import load_attention, load_miniature
 
 pytestmark = [
@@ -126,33 +124,16 @@ for plain, compiled in zip(*results, strict=True):
 
 
 @pytest.fixture
-def make_trainer(compose_run, data_dir, tmp_path):
-    def make(*overrides, name="run"):
-        config = compose_run(*SMALL, f"data_dir={data_dir}", *overrides)
-        torch.manual_seed(config.seed)
-        task = instantiate(config.task)
-        directory = RunDirectory(tmp_path / name)
-        directory.path.mkdir(exist_ok=True)
-        return Trainer(
-            instantiate(config.trainer),
-            model=build_model(config, task),
-            examples={split: task.examples(split) for split in SPLITS},
-            optimizer=instantiate(config.optimizer),
-            scheduler=instantiate(config.scheduler),
-            directory=directory,
-            device=CUDA,
-            seed=config.seed,
-        )
-
-    return make
+def make_cuda_trainer(make_trainer):  # noqa: F811
+    return partial(make_trainer, device=CUDA)
 
 
 @pytest.mark.parametrize("attention", ["skeinformer", "softmax_fused", "v_mean"])
 @pytest.mark.parametrize("packed", ["false", "true"])
 def test_a_training_step_makes_the_host_wait_for_nothing(
-    make_trainer, attention, packed, no_waiting
+    make_cuda_trainer, attention, packed, no_waiting
 ):
-    trainer = make_trainer(f"attention={attention}", f"model.packed={packed}")
+    trainer = make_cuda_trainer(f"attention={attention}", f"model.packed={packed}")
     trainer.train_step()
     no_waiting()
     trainer.train_step()
@@ -160,24 +141,26 @@ def test_a_training_step_makes_the_host_wait_for_nothing(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("attention", ["skeinformer", "softmax", "bigbird"])
-def test_a_paused_run_goes_on_bit_for_bit(make_trainer, attention, precision):
+def test_a_paused_run_goes_on_bit_for_bit(make_cuda_trainer, attention, precision):
     overrides = (f"attention={attention}", f"trainer.precision={precision}")
-    whole = make_trainer(*overrides, name="whole")
+    whole = make_cuda_trainer(*overrides, name="whole")
     whole.fit(Listener())
-    make_trainer(*overrides, "trainer.pause_at_step=5", name="paused").fit(Listener())
-    resumed = make_trainer(*overrides, name="paused")
+    make_cuda_trainer(*overrides, "trainer.pause_at_step=5", name="paused").fit(Listener())
+    resumed = make_cuda_trainer(*overrides, name="paused")
     resumed.fit(Listener())
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert cost(resumed)["peak_allocated_bytes"] > 0
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_trainer):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_cuda_trainer):
     overrides = ("attention=softmax_no_dropout", "model.dropout=0.0", "trainer.batch_size=512")
     sizes, gradients = [], []
     total = torch.cuda.get_device_properties(CUDA).total_memory
     for spare_bytes in (total, 48 * 2**20):
-        trainer = make_trainer(*overrides, "model.embed_dim=64", "trainer.micro_batch_size=auto")
+        trainer = make_cuda_trainer(
+            *overrides, "model.embed_dim=64", "trainer.micro_batch_size=auto"
+        )
         batch = trainer.reader.batch(0)
         torch.cuda.empty_cache()
         allowed = min((torch.cuda.memory_reserved() + spare_bytes) / total, 1.0)
@@ -194,17 +177,17 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_trainer):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("attention", ["skeinformer", "linformer", "performer"])
-def test_a_cuda_graph_takes_the_same_steps(make_trainer, attention, precision):
+def test_a_cuda_graph_takes_the_same_steps(make_cuda_trainer, attention, precision):
     overrides = (
         f"attention={attention}",
         f"trainer.precision={precision}",
         "trainer.micro_batch_size=6",  # 6, 6 and 4 make a batch
     )
-    plain = make_trainer(*overrides, name="plain")
+    plain = make_cuda_trainer(*overrides, name="plain")
     plain.fit(Listener())
     graph = (*overrides, "trainer.cuda_graph=true")
-    make_trainer(*graph, "trainer.pause_at_step=5", name="graphed").fit(Listener())
-    graphed = make_trainer(*graph, name="graphed")
+    make_cuda_trainer(*graph, "trainer.pause_at_step=5", name="graphed").fit(Listener())
+    graphed = make_cuda_trainer(*graph, name="graphed")
     graphed.fit(Listener())
     for one, other in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
         assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -78,6 +78,16 @@ def test_a_planned_run_has_the_configuration_and_directory_that_training_gives_i
     assert state_of(other)[0] == "other"
 
 
+def test_a_run_from_before_there_was_a_switch_is_one_with_the_switch_off(study):
+    completed = study[0]
+    record = completed.directory.read()
+    del record["config"]["trainer"]["cuda_graph"]
+    completed.directory.write(record)
+    assert state_of(completed)[0] == "completed"
+    switched_on = plan("demo_learning", ["trainer.cuda_graph=true"])[0]
+    assert state_of(switched_on)[0] == "other"
+
+
 def test_runs_that_would_share_a_directory_are_refused():
     with pytest.raises(ValueError, match="share outputs/smoke/clean/random_text/v_mean/seed_0"):
         plan("smoke", ["task=text", "attention=v_mean", "optimizer.lr=1,2"])

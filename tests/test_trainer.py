@@ -43,7 +43,7 @@ class Listener:
 
 @pytest.fixture
 def make_trainer(compose_run, data_dir, tmp_path):
-    def make(*overrides, name="run"):
+    def make(*overrides, name="run", device="cpu"):
         config = compose_run(*SMALL, f"data_dir={data_dir}", *overrides)
         torch.manual_seed(config.seed)
         task = instantiate(config.task)
@@ -56,7 +56,7 @@ def make_trainer(compose_run, data_dir, tmp_path):
             optimizer=instantiate(config.optimizer),
             scheduler=instantiate(config.scheduler),
             directory=directory,
-            device=torch.device("cpu"),
+            device=torch.device(device),
             seed=config.seed,
         )
 
@@ -65,6 +65,11 @@ def make_trainer(compose_run, data_dir, tmp_path):
 
 def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_a_cuda_graph_without_a_gpu_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"needs a GPU; use trainer\.cuda_graph=false"):
+        make_trainer("trainer.cuda_graph=true")
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
