@@ -65,6 +65,7 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _bias(base, index, size):
+        """In units of log 2, hence times log2(e)."""
         return tl.load(base + index, mask=index < size, other=float("-inf")) * 1.4426950408889634
 
     @triton.jit
@@ -132,7 +133,7 @@ if triton is not None:
             dprobs = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
             dscores = probs * (dprobs - product[:, None])
             total += tl.dot(dscores.to(keys.dtype), keys, input_precision=PRECISION)
-        total *= scale * 0.6931471805599453
+        total *= scale * 0.6931471805599453  # ln 2: from those units to scores
         _store(dq + b * dq_b + h * dq_h, total, row, dq_n, num_rows, p, P)
 
     @triton.jit
@@ -168,7 +169,7 @@ if triton is not None:
             probs, dscores = probs.to(grads.dtype), dscores.to(rows.dtype)
             total_v += tl.dot(tl.trans(probs), grads, input_precision=PRECISION)
             total_k += tl.dot(tl.trans(dscores), rows, input_precision=PRECISION)
-        total_k *= scale * 0.6931471805599453
+        total_k *= scale * 0.6931471805599453  # ln 2, as above
         offset = split * dk_s + b * dk_b + h * dk_h
         _store(dk + offset, total_k, key, dk_n, num_keys, p, P)
         _store(dv + offset, total_v, key, dk_n, num_keys, p, P)
