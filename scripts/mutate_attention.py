@@ -9,7 +9,8 @@ tests/mutations/<module>.toml lists the bugs of the variants in src/attention/<m
     [[mutation]]
     bug = "the mask is inverted"
     variants = ["softmax", "softmax_fused"]   # each of them has to catch it
-    file = "base"                             # src/attention/base.py; <module>.py if left out
+    file = "base"                             # src/attention/base.py; <module>.py if left out;
+                                              # with its suffix if it is not .py
     old = '''token_mask | ~any'''             # exact source text that occurs once in the file
     new = '''~token_mask | ~any'''
 
@@ -58,11 +59,15 @@ class Mutation:
 
     def planted(self, package: Path) -> str:
         """The file's source with the bug; ValueError unless the text is found once."""
-        source = (package / f"{self.file}.py").read_text()
+        source = self.path(package).read_text()
         count = source.count(self.old)
         if count != 1 or self.old == self.new:
-            raise ValueError(f"{self.bug!r}: found {count} times in {self.file}.py:\n{self.old}")
+            raise ValueError(f"{self.bug!r}: found {count} times in {self.file}:\n{self.old}")
         return source.replace(self.old, self.new)
+
+    def path(self, package: Path) -> Path:
+        """The file in a copy of the package."""
+        return package / (self.file if Path(self.file).suffix else f"{self.file}.py")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Trial:
     def run_oracles(self) -> tuple[str, str]:
         """The same under the tests of the modules."""
         names = [self.module] if self.mutation is None else [self.module, self.mutation.file]
-        files = [f"tests/test_{name}.py" for name in dict.fromkeys(names)]
+        files = [f"tests/test_{Path(name).stem}.py" for name in dict.fromkeys(names)]
         files = [file for file in files if Path(file).exists()]
         return self.run(files) if files else (self.unnoticed, "")
 
@@ -89,8 +94,7 @@ class Trial:
         with tempfile.TemporaryDirectory() as folder:
             package = copied_source(folder)
             if self.mutation is not None:
-                source = self.mutation.planted(package)
-                (package / f"{self.mutation.file}.py").write_text(source)
+                self.mutation.path(package).write_text(self.mutation.planted(package))
             loaded = [name for name in sys.modules if name.split(".")[0] in ("attention", "lra")]
             for name in loaded:
                 del sys.modules[name]
@@ -164,7 +168,11 @@ def main() -> int:
     trials = [trial for module in modules for trial in trials_of(LISTS / f"{module}.toml")]
     trials = [trial for trial in trials if options.variant in (None, trial.variant)]
     # A forked process has torch loaded, and is used once, for one state of the package.
-    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool,
+    ):
+        os.environ["XDG_CACHE_HOME"] = cache  # for kernels with bugs
         outcomes = pool.map(Trial.run_contract, trials, chunksize=1)
         quiet = [i for i, trial in enumerate(trials) if outcomes[i][0] == trial.unnoticed]
         second = pool.map(Trial.run_oracles, [trials[i] for i in quiet], chunksize=1)

@@ -45,8 +45,6 @@ def make_core(variant="skeinformer", num_features=12):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_output_and_gradients_are_those_of_the_form_for_autograd(variant, mask, monkeypatch):
-    # 16 rows a chunk, of 40 pilots
-    monkeypatch.setattr("attention.skeinformer_cpu.CHUNK_SCORES", 20 * N)
     core = make_core(variant)
     core = SkeinformerAttention(
         core.dims, num_samples=12, num_pilots=40, column_sampling=core.column_sampling,
@@ -126,3 +124,22 @@ def test_a_short_sequence_is_not_worth_a_loop(monkeypatch):
     assert core.cpu_sketch.pays_off(torch.empty(8, H, 4096, P))
     assert not core.cpu_sketch.pays_off(torch.empty(8, H, 64, P))
     assert not core.cpu_sketch.pays_off(torch.empty(8, H, 4096, P, device="meta"))
+
+
+def test_half_precision_is_computed_in_float32(mask):
+    core = make_core()
+    qkv = [torch.randn(B, H, N, P, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    noise = core.draw_noise(qkv[0])
+    direction = torch.randn_like(qkv[0])
+    out = core.attend(*qkv, mask, *noise)
+    gradients = torch.autograd.grad(out, qkv, direction)
+    wide = [x.detach().float().requires_grad_() for x in qkv]
+    expected = core.attend(*wide, mask, *noise)
+    expected_gradients = torch.autograd.grad(expected, wide, direction.float())
+    for found, reference in zip((out, *gradients), (expected, *expected_gradients), strict=True):
+        assert torch.equal(found, reference.bfloat16())
+
+
+def test_without_a_compiler_the_form_for_autograd_takes_over(monkeypatch):
+    monkeypatch.setattr("attention.skeinformer_cpu.is_available", lambda: False)
+    assert not make_core().cpu_sketch.pays_off(torch.empty(1, H, N, P))

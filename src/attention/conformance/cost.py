@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+import attention.biased_attention  # noqa: F401 (registers its operator)
 from attention.base import AttentionCore, AttentionDims
 from attention.conformance.subject import inputs_for, lengths_mask
 
@@ -22,8 +23,18 @@ def fused_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any)
     return sdpa_flop_count(q, k, v)
 
 
-# torch counts the fused kernels of GPUs, and this one as nothing
-FUSED_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_flops}
+def biased_flops(
+    q: torch.Size, k: torch.Size, _v: Any, _bias: Any, out: torch.Size | None, *_: Any, **__: Any
+) -> int:
+    """Of `biased_attention`, which leaves out the second product without an output to write."""
+    return (2 if out is None else 4) * q.numel() * k[2]
+
+
+# torch counts the fused kernels of GPUs, and these as nothing
+FUSED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_flops,
+    torch.ops.lra.biased_attention: biased_flops,
+}
 
 
 @dataclass(frozen=True)
