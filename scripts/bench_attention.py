@@ -9,7 +9,8 @@ out), `softmax_fused` and `v_mean`, measured in the same turns. A core that woul
 at a length is not begun there, and the table says so. Options, with their defaults:
 
     attention=softmax,...     names, a glob, or all; the default is the paper's methods
-    num_pilots=64             a further row of skeinformer with so many pilot rows; null: none
+    settings=skeinformer:num_pilots=64,skeinformer:num_pilots=64:num_samples=512
+                              further rows of these variants, with some of their keys set
     lengths=256,...,65536     tokens
     num_features=256          samples, landmarks, projections
     batch_size=2 num_heads=2 head_dim=32 padding=0.1

@@ -18,12 +18,13 @@ def script(name):
 def test_cores_from_the_command_line_to_the_table_and_again(tmp_path, capsys):
     main = script("bench_attention.py")
     command = [
-        "attention=skeinformer,v_mean", "lengths=64,128", "num_features=8", "num_pilots=4",
+        "attention=skeinformer,v_mean", "lengths=64,128", "num_features=8",
+        "settings=skeinformer:num_pilots=4:num_samples=16,softmax:dropout=0",
         "rounds=3", f"out={tmp_path}",
     ]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "| skeinformer_4_pilots " in shown
+    assert "| skeinformer_num_pilots=4_num_samples=16 " in shown
     assert (tmp_path / "cores.md").read_text() in shown
     cells = sorted(tmp_path.glob("cores/*/*.json"))
     assert [path.parent.name for path in cells] == ["n_000064"] * 3 + ["n_000128"] * 3
@@ -64,6 +65,7 @@ def build_exact(dims: AttentionDims, num_features: int) -> FusedSoftmaxAttention
         ("bench_attention.py", "rounds=many", "rounds: Value 'many'"),
         ("bench_attention.py", "precision=fp8", "precision=fp8 is not one of"),
         ("bench_attention.py", "attention=nobody", "no attention variant 'nobody'"),
+        ("bench_attention.py", "settings=nobody:num_pilots=4", "no attention variant 'nobody'"),
         ("bench_step.py", "quantities=money", "quantities=money is not one of"),
         ("bench_step.py", "trainer.batchsize=2", "trainer.batchsize"),
         ("table3.py", "what=1", "no option what=1"),

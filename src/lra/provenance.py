@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from attention import biased_attention
 from lra.ranks import own_rank
 from lra.record import flatten, is_neutral, to_dict, unresolved
 
@@ -30,6 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """The machine and the numerics of a run."""
     world_size = own_rank().world_size
     name = device_name(device)
+    kernel = {"cpu_kernel": biased_attention.is_available()} if device.type == "cpu" else {}
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -37,6 +39,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "world_size": world_size,
         "num_threads": torch.get_num_threads(),
         "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        **kernel,
     }
 
 

@@ -32,7 +32,7 @@ class CoreOptions:
     """What the command line may set; `scripts/bench_attention.py` explains each."""
 
     attention: str = METHODS
-    num_pilots: int | None = 64
+    settings: str = "skeinformer:num_pilots=64,skeinformer:num_pilots=64:num_samples=512"
     lengths: list[int] = field(default_factory=lambda: list(LENGTHS))
     num_features: int = 256
     batch_size: int = 2
@@ -101,10 +101,12 @@ def fill(
 def cores_of(options: CoreOptions) -> tuple[list[Row], list[Candidate]]:
     """Our variants, each beside the references; references that are no rows come second."""
     candidates = [candidate(name, options) for name in selected_variants(options.attention)]
-    if options.num_pilots is not None and "skeinformer" in {c.label for c in candidates}:
-        pilots = f"attention.num_pilots={options.num_pilots}"
-        label = f"skeinformer_{options.num_pilots}_pilots"
-        candidates.append(candidate("skeinformer", options, [pilots], label))
+    names = {c.label for c in candidates}
+    for setting in filter(None, options.settings.split(",")):
+        name, *pairs = setting.split(":")
+        if names.issuperset(selected_variants(name)):
+            overrides = [f"attention.{pair}" for pair in pairs]
+            candidates.append(candidate(name, options, overrides, "_".join([name, *pairs])))
     rows = [Row(c, tuple(r for r in REFERENCES if r != c.label)) for c in candidates]
     labels = {c.label for c in candidates}
     return rows, [candidate(name, options) for name in REFERENCES if name not in labels]
