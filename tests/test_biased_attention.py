@@ -123,6 +123,8 @@ def test_the_kernel_has_the_fields_that_are_passed():
     assert num_parts(32, "block") == 1
     assert num_parts(1025, "tile") == 2
     assert ctypes.sizeof(module.Attention) == 8 * (6 + 4 + 8 * 5)
+    expected = ctypes.c_int64.in_dll(module.library(), "bytes_of_arguments").value
+    assert ctypes.sizeof(module.Attention) == expected
 
 
 def test_without_a_compiler_there_is_a_warning_and_the_form_for_autograd(tmp_path, monkeypatch):

@@ -489,4 +489,5 @@ extern "C" {
 EXPORT(float, float32)
 EXPORT(double, float64)
 extern const int64_t rows_of_a_block = BLOCK, rows_of_a_tile = TILE;
+extern const int64_t bytes_of_arguments = sizeof(Attention<float>);
 }

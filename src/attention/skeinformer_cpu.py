@@ -7,9 +7,9 @@ out, so that one pass over the pilot scores serves the sampling probabilities, t
 through their log-sum-exp, the backward pass: q, k, v, the output and log-sum-exps are what is kept.
 
 The pilots' attention to all keys, and that of all rows to the sampled ones, is that of
-`attention.biased_attention`. A pilot row has the output
-of the pilot stage, so the backward pass of the sampled columns must not see it: there its
-log-sum-exp is infinite, hence its weights and their gradients are zero.
+`attention.biased_attention`. A pilot row has the output of the pilot stage, so the backward pass of
+the sampled columns must not see it: there its log-sum-exp is infinite, hence its weights and their
+gradients are zero.
 """
 
 import math
